@@ -1,0 +1,3 @@
+"""Call completion ("call me back when he is free") for an unmodified Asterisk."""
+
+__version__ = "0.1.0"

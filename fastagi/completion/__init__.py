@@ -1,0 +1,1 @@
+"""The rules of call completion: pure, standard library only, time handed in."""

@@ -1,0 +1,1 @@
+"""What we say to Asterisk beside AGI: device states over the poll session, and call files."""

@@ -1,0 +1,297 @@
+"""Unpack a real Asterisk 22 and sipp beside the sources, without root and without touching the system.
+
+Debian's packages are fetched by apt-get with a state of its own, their signatures checked, and unpacked
+into one tree.  Its programs run through the tree's own loader and libraries, so the host's do not matter.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+LAB = Path(__file__).resolve().parents[2] / ".lab"
+PACKAGES = ("asterisk", "asterisk-core-sounds-en-gsm", "sip-tester")
+SUITES = ("sid", "testing", "stable")
+MAJOR = "22."
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+STAMP = "packages"
+PROGRESS_EVERY = 2.0  # seconds between two lines while something is under way
+
+Say = Callable[[str], None]
+
+
+class LabError(Exception):
+    """The laboratory cannot be set up or used; the message says why and what helps."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """An unpacked tree of packages; version is that of its Asterisk, as Debian writes it without the epoch."""
+
+    root: Path
+    version: str
+
+    @property
+    def library_dir(self) -> Path:
+        return self._loader().parent
+
+    @property
+    def module_dir(self) -> Path:
+        return self.library_dir / "asterisk" / "modules"
+
+    @property
+    def data_dir(self) -> Path:
+        return self.root / "usr/share/asterisk"
+
+    def asterisk_command(self) -> list[str]:
+        """The start of every command line of asterisk, the daemon's and `-rx` alike."""
+        return self._run("usr/sbin/asterisk")
+
+    def sipp_command(self) -> list[str]:
+        return self._run("usr/bin/sipp")
+
+    def _run(self, program: str) -> list[str]:
+        return [str(self._loader()), "--library-path", str(self.library_dir), str(self.root / program)]
+
+    def _loader(self) -> Path:
+        # /lib64 is a link made by a maintainer script, and those do not run here: look where the package put it.
+        loaders = sorted(self.root.glob("usr/lib/*-linux-gnu*/ld-linux*.so.*"))
+        if not loaders:
+            raise LabError(f"{self.root} holds no loader (ld-linux): remove it and install again")
+        return loaders[0]
+
+
+def ensure_asterisk(say: Say = print) -> Tree:
+    """Give the tree, and make it first where it is lacking (about 90 MB to fetch, 350 MB unpacked)."""
+    tree = _installed()
+    if tree:
+        return tree
+    LAB.mkdir(parents=True, exist_ok=True)
+    with _only_one(LAB / "lock", say):
+        return _installed() or _install(say)
+
+
+def _installed() -> Tree | None:
+    try:
+        head, *lines = (LAB / "tree" / STAMP).read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    if head != " ".join(PACKAGES):
+        return None  # made for another list of packages
+    versions = dict(line.split(" ", 1) for line in lines)
+    return Tree(LAB / "tree", _plain(versions["asterisk"]))
+
+
+def _install(say: Say) -> Tree:
+    started = time.monotonic()
+    _check_host()
+    apt = LAB / "apt"
+    suite, debs = _download(apt, say)
+    say(f"Unpacking {len(debs)} packages")
+    # Everything is made beside the tree and renamed at the end: a tree that is there is whole.
+    new = LAB / "tree.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    versions = _unpack(debs, new, say)
+    (new / STAMP).write_text("\n".join([" ".join(PACKAGES), *sorted(versions)]) + "\n")
+    shutil.rmtree(LAB / "tree", ignore_errors=True)
+    new.rename(LAB / "tree")
+    shutil.rmtree(apt, ignore_errors=True)
+    tree = _installed()
+    if tree is None:
+        raise LabError(f"{LAB / 'tree'} was unpacked but cannot be read back")
+    say(f"Asterisk {tree.version} from Debian {suite} is ready after {time.monotonic() - started:.0f} s")
+    return tree
+
+
+def _check_host() -> None:
+    for program, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg")):
+        if not shutil.which(program):
+            raise LabError(f"the lab needs {program} (package {package}): it runs on Debian and its kin only")
+    if not KEYRING.exists():
+        raise LabError(f"{KEYRING} is missing: sudo apt-get install debian-archive-keyring")
+
+
+# Where from
+
+def _mirrors() -> list[str]:
+    """The addresses this host already uses for Debian, the likeliest first.
+
+    Origin and label come from an index that a bare machine has not fetched yet, and are empty then.  Such
+    an address is tried as well: what is not signed by Debian's keys is refused.
+    """
+    form = "$(ORIGIN)|$(LABEL)|$(CODENAME)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
+    lines = _capture(["apt-get", "indextargets", "--format", form, "Identifier: Packages"]).splitlines()
+    sure, likely, perhaps = [], [], []
+    for line in lines:
+        origin, label, codename, release, component, uri = line.split("|", 5)
+        if component != "main" or "security" in codename + release + label or uri.startswith(("cdrom:", "file:")):
+            continue
+        if (origin, label) == ("Debian", "Debian"):
+            sure.append(uri)
+        elif not origin:
+            (likely if uri.rstrip("/").endswith("/debian") else perhaps).append(uri)
+    found = list(dict.fromkeys(sure + likely + perhaps))
+    if not found:
+        raise LabError("apt knows no Debian mirror: add one for Debian main to /etc/apt/sources.list.d")
+    return found
+
+
+def _download(apt: Path, say: Say) -> tuple[str, list[Path]]:
+    """Fetch the packages from the first suite that has the Asterisk we want; gives its name and the files."""
+    refused = []
+    for suite in SUITES:
+        for uri in _mirrors():
+            command = _prepare_apt(apt, uri, suite)
+            say(f"Reading Debian's list of packages ({suite})")
+            try:
+                _fetch([*command, "update"], say)
+                version = _candidate(command)
+            except LabError as error:
+                refused.append(f"{suite}: {error}")
+                continue
+            if not version.startswith(MAJOR):
+                refused.append(f"{suite} has Asterisk {version or '(none)'}, not {MAJOR}x")
+                continue
+            say(f"Fetching Asterisk {version} ({suite}) and what it needs")
+            _fetch([*command, "-y", "--download-only", "install", *PACKAGES], say)
+            return suite, sorted((apt / "cache/archives").glob("*.deb"))
+    raise LabError("no Asterisk to be had; " + "; ".join(refused))
+
+
+def _prepare_apt(apt: Path, uri: str, suite: str) -> list[str]:
+    """Write apt's own world: its lists and cache here, no package installed, one source; gives the command.
+
+    The host's configuration (a proxy, say) still holds: ours is read after it.
+    """
+    for folder in ("state/lists/partial", "cache/archives/partial"):
+        (apt / folder).mkdir(parents=True, exist_ok=True)
+    (apt / "status").write_text("")
+    architecture = _capture(["dpkg", "--print-architecture"]).strip()
+    # sid is signed for a week at a time: a frozen or slow mirror is past that, its signature no less good.
+    (apt / "sources.list").write_text(
+        f"deb [arch={architecture} target=Packages signed-by={KEYRING}] {uri} {suite} main\n"
+    )
+    (apt / "apt.conf").write_text(f"""\
+Dir::State "{apt}/state";
+Dir::State::status "{apt}/status";
+Dir::Cache "{apt}/cache";
+Dir::Etc::sourcelist "{apt}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Acquire::Check-Valid-Until "false";
+Acquire::Retries "3";
+APT::Default-Release "";
+APT::Install-Recommends "false";
+APT::Install-Suggests "false";
+APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+Debug::NoLocking "true";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Pre-Install-Pkgs;
+""")
+    return ["apt-get", "-c", str(apt / "apt.conf")]
+
+
+def _candidate(command: list[str]) -> str:
+    """The version of Asterisk that would be installed, '' for none."""
+    try:
+        planned = _capture([*command, "--simulate", "-y", "install", *PACKAGES])
+    except LabError:
+        return ""
+    for line in planned.splitlines():
+        if line.startswith("Inst asterisk ("):  # Inst asterisk (1:22.1.0 Debian:unstable [amd64])
+            return _plain(line.split("(", 1)[1].split()[0])
+    return ""
+
+
+# Fetching and unpacking
+
+def _fetch(command: list[str], say: Say) -> None:
+    """Run apt-get and tell how far it is, from the status lines it writes for front ends."""
+    with subprocess.Popen(
+        [*command, "-q", "-o", "APT::Status-Fd=1"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=_environment(),
+    ) as process:
+        assert process.stdout is not None
+        rest, last = [], time.monotonic()
+        for line in process.stdout:
+            if not line.startswith("dlstatus:"):  # dlstatus:<number>:<percent>:<text>
+                rest.append(line.strip())
+            elif time.monotonic() - last >= PROGRESS_EVERY:
+                last = time.monotonic()
+                _, _, percent, text = line.strip().split(":", 3)
+                say(f"  {float(percent):3.0f} %  {text}")
+    if process.returncode:
+        raise LabError(_complaint(command, rest))
+
+
+def _unpack(debs: list[Path], target: Path, say: Say) -> list[str]:
+    """Unpack into the target folder; gives 'name version' of each package."""
+    def one(deb: Path) -> str:
+        _capture(["dpkg-deb", "--extract", str(deb), str(target)])
+        return _capture(["dpkg-deb", "--show", "--showformat", "${Package} ${Version}", str(deb)])
+
+    versions, last = [], time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in as_completed([pool.submit(one, deb) for deb in debs]):
+            versions.append(done.result())
+            if time.monotonic() - last >= PROGRESS_EVERY:
+                last = time.monotonic()
+                say(f"  {len(versions)} of {len(debs)}")
+    return versions
+
+
+# Small helpers
+
+def _plain(version: str) -> str:
+    return version.split(":", 1)[-1]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+
+
+def _capture(command: list[str]) -> str:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment())
+    if result.returncode:
+        raise LabError(_complaint(command, (result.stdout + result.stderr).splitlines()))
+    return result.stdout
+
+
+def _complaint(command: list[str], output: list[str]) -> str:
+    errors = [line for line in output if line.startswith(("E:", "W:", "dpkg"))] or output[-3:]
+    return f"{command[0]} failed: " + " ".join(errors)
+
+
+@contextmanager
+def _only_one(path: Path, say: Say) -> Iterator[IO[str]]:
+    """Hold the lock file: two test runs may start at once.  The kernel lets go of it when its holder dies."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Another process is installing: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+if __name__ == "__main__":
+    try:
+        print(" ".join(ensure_asterisk().asterisk_command()))
+    except LabError as problem:
+        sys.exit(f"lab: {problem}")
