@@ -36,7 +36,7 @@ class LabError(Exception):
 
 @dataclass(frozen=True)
 class Tree:
-    """An unpacked tree of packages; version is that of its Asterisk, as Debian writes it without the epoch."""
+    """An unpacked tree of packages; version is its Asterisk's, in Debian's writing without the epoch."""
 
     root: Path
     version: str
@@ -64,7 +64,7 @@ class Tree:
         return [str(self._loader()), "--library-path", str(self.library_dir), str(self.root / program)]
 
     def _loader(self) -> Path:
-        # /lib64 is a link made by a maintainer script, and those do not run here: look where the package put it.
+        # /lib64 is a link made by a maintainer script, and those do not run here.
         loaders = sorted(self.root.glob("usr/lib/*-linux-gnu*/ld-linux*.so.*"))
         if not loaders:
             raise LabError(f"{self.root} holds no loader (ld-linux): remove it and install again")
@@ -77,6 +77,7 @@ def ensure_asterisk(say: Say = print) -> Tree:
     if tree:
         return tree
     LAB.mkdir(parents=True, exist_ok=True)
+    (LAB / ".gitignore").write_text("*\n")
     with _only_one(LAB / "lock", say):
         return _installed() or _install(say)
 
@@ -103,6 +104,8 @@ def _install(say: Say) -> Tree:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     versions = _unpack(debs, new, say)
+    _name_the_sounds(new)
+    new.chmod(0o755)  # the daemon may run as another user, whatever our umask is
     (new / STAMP).write_text("\n".join([" ".join(PACKAGES), *sorted(versions)]) + "\n")
     shutil.rmtree(LAB / "tree", ignore_errors=True)
     new.rename(LAB / "tree")
@@ -127,23 +130,28 @@ def _check_host() -> None:
 def _mirrors() -> list[str]:
     """The addresses this host already uses for Debian, the likeliest first.
 
-    Origin and label come from an index that a bare machine has not fetched yet, and are empty then.  Such
-    an address is tried as well: what is not signed by Debian's keys is refused.
+    An address says who is behind it (its origin) only once its index was fetched, which a bare machine has
+    not done.  One that does not say is tried too, last: what Debian's keys did not sign is refused.
     """
-    form = "$(ORIGIN)|$(LABEL)|$(CODENAME)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
-    lines = _capture(["apt-get", "indextargets", "--format", form, "Identifier: Packages"]).splitlines()
-    sure, likely, perhaps = [], [], []
-    for line in lines:
-        origin, label, codename, release, component, uri = line.split("|", 5)
-        if component != "main" or "security" in codename + release + label or uri.startswith(("cdrom:", "file:")):
-            continue
-        if (origin, label) == ("Debian", "Debian"):
-            sure.append(uri)
-        elif not origin:
-            (likely if uri.rstrip("/").endswith("/debian") else perhaps).append(uri)
-    found = list(dict.fromkeys(sure + likely + perhaps))
+    known = {uri: origin for origin, uri in _sources()}
+    silent = [uri for _, uri in _sources("--no-release-info") if uri not in known]
+    silent.sort(key=lambda uri: not uri.rstrip("/").endswith("/debian"))
+    found = [uri for uri, origin in known.items() if origin == "Debian Debian"] + list(dict.fromkeys(silent))
     if not found:
-        raise LabError("apt knows no Debian mirror: add one for Debian main to /etc/apt/sources.list.d")
+        raise LabError("apt knows no mirror of Debian main: add one to /etc/apt/sources.list.d")
+    return found
+
+
+def _sources(*options: str) -> list[tuple[str, str]]:
+    """Origin with label, and address, of apt's sources of a component main; those for security left out."""
+    form = "$(ORIGIN) $(LABEL)|$(CODENAME)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
+    found = []
+    lines = _capture(["apt-get", "indextargets", *options, "--format", form, "Identifier: Packages"])
+    for line in lines.splitlines():
+        origin, codename, release, component, uri = line.split("|", 4)
+        security = "security" in codename + release + origin.lower()
+        if component == "main" and not security and not uri.startswith("cdrom:"):
+            found.append((origin, uri))
     return found
 
 
@@ -256,6 +264,16 @@ def _unpack(debs: list[Path], target: Path, say: Say) -> list[str]:
     return versions
 
 
+def _name_the_sounds(tree: Path) -> None:
+    """Make sounds/en, which a maintainer script would: Asterisk looks for prompts by language."""
+    english = tree / "usr/share/asterisk/sounds/en"
+    voices = sorted(english.parent.glob("en_*/beep.gsm"))
+    if not voices:
+        raise LabError("the packages hold no English prompts")
+    if not english.exists():
+        english.symlink_to(voices[0].parent.name)
+
+
 # Small helpers
 
 def _plain(version: str) -> str:
@@ -267,7 +285,9 @@ def _environment() -> dict[str, str]:
 
 
 def _capture(command: list[str]) -> str:
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment())
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment()
+    )
     if result.returncode:
         raise LabError(_complaint(command, (result.stdout + result.stderr).splitlines()))
     return result.stdout

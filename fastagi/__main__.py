@@ -1,0 +1,5 @@
+"""``python -m fastagi``."""
+
+from fastagi.cli import main
+
+main()

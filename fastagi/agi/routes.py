@@ -1,0 +1,239 @@
+"""The AGI scripts of call completion: one short coroutine each, and the dict that lists them.
+
+Each takes what Asterisk sent (hostile until checked), asks the service, and returns the variables to set.
+Everything a script needs comes as an AGI argument, so that a call costs no round trips. ``CC_ACK=1`` is
+added to all: a server that died mid-way set nothing, though AGISTATUS says SUCCESS.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from fastagi.agi.wire import Call
+from fastagi.completion.model import Device, Invalid, Number, Offer, Request, State, context, device, number
+from fastagi.completion.service import CompletionService, FailedCall, Place, RecallPlan, Target
+from fastagi.errors import Refused
+
+Variables = Mapping[str, str]
+Ask = Callable[..., Awaitable[Any]]
+"""``await ask(service.method, *args)``: its answer, or its `Refused` raised."""
+
+# Asterisk appends a dash and eight hexadecimal digits to make a channel's name of an endpoint's.
+_PHONE = re.compile(r"(PJSIP/[^/]+)-[0-9a-f]{8}", re.ASCII)
+_NOTE = re.compile(r"Local/s@cc-note-[0-9a-f]{8};[12]", re.ASCII)
+_RECALL = re.compile(r"Local/([0-9]{15})@cc-(?:recall|note)-[0-9a-f]{8};[12]", re.ASCII)
+_UNIQUEID = re.compile(r"[A-Za-z0-9._-]{1,150}", re.ASCII)
+_ENDPOINT_LIKE = re.compile(r"[0-9+]+", re.ASCII)
+_WORD = re.compile(r"[A-Z_]{0,20}", re.ASCII)
+# One contact as PJSIP_DIAL_CONTACTS() gives it: its URI is the phone's choice, and Dial() splits at & and ,
+_CONTACT = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}/sips?:[A-Za-z0-9_.!~*'()%@:;=+\[\]-]{1,400}", re.ASCII)
+
+
+class Session(Protocol):
+    """What a script here needs of an AGI session."""
+
+    @property
+    def call(self) -> Call: ...
+
+    async def get_full_variable(self, expression: str, channel: str | None = None) -> str | None: ...
+
+
+Script = Callable[[Session, CompletionService, Ask], Awaitable[Variables]]
+
+
+def _caller(channel: str) -> Device:
+    """The endpoint of a phone's channel: that, and never the caller ID, is who he is."""
+    found = _PHONE.fullmatch(channel)
+    if not found:
+        raise Refused("CALLER_UNKNOWN", f"the channel {channel[:80]!r} is no phone of this PBX")
+    return device(found[1])
+
+
+def _word(text: str, what: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise Invalid(f"{text[:60]!r} is no {what}: at most 20 capital letters are allowed")
+    return text
+
+
+def _cause(text: str) -> int:
+    """A Q.850 cause; Asterisk gives an empty one when it has none."""
+    if not re.fullmatch(r"[0-9]{0,3}", text, re.ASCII):
+        raise Invalid(f"{text[:60]!r} is no HANGUPCAUSE: a number from 0 to 999 is allowed")
+    return int(text or 0)
+
+
+def _dialled(text: str, callee: Number) -> tuple[Device, ...]:
+    """The devices a dial string rings, if all of them can be watched; else none.
+
+    ``PJSIP/ep/sip:...`` and ``PJSIP/x@ep`` go through ``ep`` to somewhere else, and its state says nothing;
+    but ``PJSIP/2000/sip:...`` for extension 2000 is how PJSIP_DIAL_CONTACTS() names that phone itself.
+    """
+    own = device(f"PJSIP/{callee}") if _ENDPOINT_LIKE.fullmatch(callee) else None
+    found: dict[Device, None] = {}
+    for part in text.split("&") if text else [str(own)]:
+        if own and part.startswith(f"{own}/"):
+            found[own] = None
+            continue
+        try:
+            found[device(part)] = None
+        except Invalid:
+            return ()
+    return tuple(found) if len(found) <= 8 else ()
+
+
+def _recall_id(call: Call, argument: int = 1) -> str:
+    """The recall this channel belongs to; its argument must say the same."""
+    id = call.arg(argument)
+    found = _RECALL.fullmatch(call.channel)
+    if not found or found[1] != id:
+        raise Refused("RECALL_UNKNOWN", f"the channel {call.channel[:80]!r} is not that of recall {id[:40]!r}")
+    return id
+
+
+def _wanted(call: Call) -> Number | None:
+    return number(call.arg(1)) if call.arg(1) else None
+
+
+async def record(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """1 callee's extension, 2 DIALSTATUS, 3 HANGUPCAUSE, 4 dial string, 5 outbound Call-ID, 6 inbound
+    Call-ID, 7 caller's channel, 8 caller's UNIQUEID, 9 caller's context, 10 recall id of a CC call."""
+    call = session.call
+    dialstatus, cause = _word(call.arg(2), "DIALSTATUS"), _cause(call.arg(3))
+    if call.arg(10):
+        over: Request = await ask(service.call_over, _recall_id(call, 10), dialstatus, cause)
+        return {"CC_OFFERED": "0", "CC_REASON": "RETAINED" if over.state is State.QUEUED else over.reason}
+    channel, uniqueid = call.channel, call.uniqueid
+    if _NOTE.fullmatch(channel):
+        # Only our own hang-up note speaks for another channel: that which is gone by now.
+        channel, uniqueid = call.arg(7), call.arg(8)
+    if not _UNIQUEID.fullmatch(uniqueid):
+        raise Invalid(f"{uniqueid[:60]!r} is no UNIQUEID")
+    callee = number(call.arg(1))
+    failed = FailedCall(
+        caller=_caller(channel),
+        context=context(call.arg(9) or call.context),
+        callee=callee,
+        devices=_dialled(call.arg(4), callee),
+        dialstatus=dialstatus,
+        cause=cause,
+        uniqueid=uniqueid,
+    )
+    offer: Offer = await ask(service.offer, failed)
+    if offer.service is None:
+        return {"CC_OFFERED": "0", "CC_REASON": offer.reason}
+    return {"CC_OFFERED": "1", "CC_SERVICE": offer.service, "CC_OFFER_ID": str(offer.id)}
+
+
+async def request(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """1 extension, if not the last one called."""
+    place: Place = await ask(service.ask, _caller(session.call.channel), _wanted(session.call))
+    return {
+        "CC_REQUEST_RESULT": "SUCCESS",
+        "CC_REQUEST_REASON": "ALREADY_REQUESTED" if place.already else "",
+        "CC_POSITION": str(place.position),
+    }
+
+
+async def cancel(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """1 extension, if not that of the latest request."""
+    await ask(service.cancel, _caller(session.call.channel), _wanted(session.call))
+    return {"CC_CANCEL_RESULT": "SUCCESS", "CC_CANCEL_REASON": ""}
+
+
+async def status(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """How many requests of this caller are open, and for whom, oldest first."""
+    pending: list[Request] = await ask(service.pending, _caller(session.call.channel))
+    return {"CC_PENDING": str(len(pending)), "CC_PENDING_LIST": ",".join(r.callee for r in pending[:20])}
+
+
+async def recall(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """1 recall id: what rings the caller."""
+    id = _recall_id(session.call)
+    plan: RecallPlan = await ask(service.recall_taken, id, session.call.channel)
+    dial = plan.caller.dialstring or "&".join([await _contacts(session, d) for d in plan.devices])
+    who = plan.callee.name or plan.callee.number
+    return {
+        "CC_DIAL": dial,
+        "CC_RING": f"{plan.ring:g}",
+        "CC_CID_NUM": plan.callee.number,
+        "CC_CID_NAME": f"{who} (callback)",
+    }
+
+
+async def _contacts(session: Session, phone: Device) -> str:
+    """Every contact of an endpoint; one whose URI could reach beyond its place in Dial() is left out."""
+    endpoint = phone.removeprefix("PJSIP/")
+    value = await session.get_full_variable(f"${{PJSIP_DIAL_CONTACTS({endpoint})}}")
+    contacts = (value or "").split("&")
+    good = [c for c in contacts if _CONTACT.fullmatch(c) and c.startswith(f"{phone}/")]
+    return "&".join(good) or phone
+
+
+async def recallfailed(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """1 recall id, 2 DIALSTATUS and 3 HANGUPCAUSE of the caller's leg."""
+    call = session.call
+    dialstatus, cause = _word(call.arg(2), "DIALSTATUS"), _cause(call.arg(3))
+    await ask(service.recall_failed, _recall_id(call), dialstatus, cause)
+    return {}
+
+
+async def answered(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """1 recall id: where the CC call goes."""
+    id = _recall_id(session.call)
+    target: Target = await ask(service.caller_answered, id, session.call.channel)
+    return {
+        "CC_GO": "1",
+        "CC_GO_REASON": "",
+        "CC_TARGET_EXTEN": target.callee,
+        "CC_TARGET_CONTEXT": target.context,
+        "CC_CALLER_NUM": target.caller.number,
+        "CC_CALLER_NAME": target.caller.name,
+        "CC_CALLER_ENDPOINT": target.device.removeprefix("PJSIP/"),
+    }
+
+
+async def completed(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """1 recall id, 2 DIALSTATUS and 3 HANGUPCAUSE of the CC call."""
+    call = session.call
+    dialstatus, cause = _word(call.arg(2), "DIALSTATUS"), _cause(call.arg(3))
+    over: Request = await ask(service.call_over, _recall_id(call), dialstatus, cause)
+    return {"CC_OUTCOME": "RETAINED" if over.state is State.QUEUED else over.reason}
+
+
+ROUTES: dict[str, Script] = {
+    "record": record,
+    "request": request,
+    "cancel": cancel,
+    "status": status,
+    "recall": recall,
+    "recallfailed": recallfailed,
+    "answered": answered,
+    "completed": completed,
+}
+
+_NO: dict[str, Callable[[str], Variables]] = {
+    "record": lambda reason: {"CC_OFFERED": "0", "CC_REASON": reason},
+    "request": lambda reason: {"CC_REQUEST_RESULT": "FAIL", "CC_REQUEST_REASON": reason},
+    "cancel": lambda reason: {"CC_CANCEL_RESULT": "FAIL", "CC_CANCEL_REASON": reason},
+    "status": lambda reason: {"CC_PENDING": "0", "CC_PENDING_LIST": ""},
+    "recall": lambda reason: {"CC_DIAL": ""},
+    "recallfailed": lambda reason: {},
+    "answered": lambda reason: {"CC_GO": "0", "CC_GO_REASON": reason},
+    "completed": lambda reason: {"CC_OUTCOME": reason},
+}
+
+
+async def answer(
+    name: str, session: Session, service: CompletionService, ask: Ask, log: Callable[[str], None]
+) -> Variables:
+    """What script ``name`` sets; what is refused is set as FAIL with its reason, and what is malformed logged."""
+    try:
+        variables = await ROUTES[name](session, service, ask)
+    except Invalid as error:
+        who = session.call.env.get("remote", "")
+        log(f"refused: {name} from {session.call.channel[:80]!r}{who}: {error}")
+        variables = _NO[name]("INVALID")
+    except Refused as no:
+        log(f"{name} from {session.call.channel[:80]!r}: {no.reason}: {no}")
+        variables = _NO[name](no.reason)
+    return {**variables, "CC_ACK": "1"}

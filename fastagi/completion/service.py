@@ -1,0 +1,577 @@
+"""Call completion as a service: one event, one transaction, then its effects.
+
+Events come in at any time and wait in an inbox. A *turn* takes all that wait, lets each change the book,
+looks whose turn it is now, and hands every change to the store as one transaction. Only when that is
+saved are the effects run and the events answered; what arrives meanwhile waits for the next turn. So
+nothing is told or rung that a crash could make untrue, and under load one commit serves many callers.
+
+When saving fails, everything is taken back and each event is refused with STORE_FAILED; what a turn
+under way has told us (it will not tell us twice) goes back into the inbox and is tried again.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from fastagi.completion import machine, queue
+from fastagi.completion.book import Book
+from fastagi.completion.model import (
+    Context,
+    Device,
+    Extension,
+    Limits,
+    Number,
+    Offer,
+    Policy,
+    Presence,
+    Request,
+    Service,
+    State,
+)
+from fastagi.completion.ports import Agent, Clock, Directory, LogEntry, Monitor, Store, Timer
+from fastagi.errors import Refused
+
+OFFER_MEMORY = 3600.0
+"""Seconds that an offer is remembered after its time, so that ``*30`` can say that it came too late."""
+OFFERS_PER_CALLER = 20
+PRUNE_EVERY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCall:
+    """What the dialplan tells of a call that was not answered; ``devices``: those it dialled, if watchable."""
+
+    caller: Device
+    context: Context
+    callee: Number
+    devices: tuple[Device, ...]
+    dialstatus: str
+    cause: int
+    uniqueid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Answer to a caller who asked: his request, and its place in the callee's queue (1: first)."""
+
+    request: Request
+    position: int
+    already: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPlan:
+    """How to ring the caller, and what his phone shows."""
+
+    caller: Extension
+    devices: tuple[Device, ...]
+    ring: float
+    callee: Extension
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the CC call goes, and on whose behalf."""
+
+    callee: Number
+    context: Context
+    caller: Extension
+    device: Device
+
+
+Done = Callable[[object], None]
+"""Called with the answer, or with the `Refused` that says why not."""
+
+
+def ignore(answer: object) -> None:
+    """For events nobody waits to see answered."""
+
+
+@dataclass(slots=True)
+class _Event:
+    work: Callable[[float], object]
+    done: Done
+    keep: bool
+
+
+class CompletionService:
+    """The open offers and requests of this PBX, and what happens to them.
+
+    Methods with ``done`` answer through it, once what they changed is saved.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        directory: Directory,
+        agent: Agent,
+        monitor: Monitor,
+        limits: Limits,
+        new_recall_id: Callable[[], str],
+        log: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._directory = directory
+        self._agent = agent
+        self._monitor = monitor
+        self._limits = limits
+        self._new_recall_id = new_recall_id
+        self._log = log
+        self.book = Book()
+        self._levels: dict[Device, Presence] = {}
+        self._idle_since: dict[Device, float] = {}
+        self._wanted: dict[Device, float] = {}
+        self._inbox: list[_Event] = []
+        self._effects: list[machine.Effect] = []
+        self._busy = False
+        self._stale = True
+        self._timer: Timer | None = None
+        self._armed_for: float | None = None
+        self._failures = 0
+        self._prune_at = 0.0
+
+    def start(self, offers: Iterable[Offer], requests: Iterable[Request], last_id: int) -> None:
+        """Go on where the store's memory ends.
+
+        An instant further off than its own timer (the clock was wrong once, or the timer was shortened)
+        is cut to it.
+        """
+        now = self._clock.now()
+        self.book.load((self._cut_offer(o, now) for o in offers), (self._cut(r, now) for r in requests), last_id)
+        for request in self.book.requests():
+            if request.state is State.READY and not request.taken:
+                lost = machine.RecallLost("fastagi was restarted before the recall began", pause=False)
+                self._event(lambda now, id=request.id, lost=lost: self._apply_id(id, lost, now))  # type: ignore[misc]
+        self._look_again()
+
+    # What callers and operators ask
+
+    def offer(self, call: FailedCall, done: Done) -> None:
+        """Record a failed call; answers its `Offer` (without a service: not offered)."""
+        self._event(lambda now: self._offer(call, now), done)
+
+    def ask(self, caller: Device, callee: Number | None, done: Done) -> None:
+        """``*30``: call him back who was called last, or ``callee``; answers a `Place`."""
+        self._event(lambda now: self._ask(caller, callee, now), done)
+
+    def cancel(self, caller: Device, callee: Number | None, done: Done) -> None:
+        """``*31``: take back the latest request, or that for ``callee``; answers the `Request`."""
+        self._event(lambda now: self._cancel(caller, callee, now), done)
+
+    def cancel_id(self, id: int, done: Done) -> None:
+        """The operator takes back any request; answers the `Request`."""
+        self._event(lambda now: self._apply_id(id, machine.Cancelled("the operator"), now), done)
+
+    def pending(self, caller: Device, done: Done) -> None:
+        """Answers the caller's open requests, oldest first."""
+        self._event(lambda now: self._of_caller(self._who(caller).number), done)
+
+    # What the dialplan tells of a turn
+
+    def recall_taken(self, recall_id: str, channel: str, done: Done) -> None:
+        """Asterisk has begun this recall; answers a `RecallPlan`."""
+        self._event(lambda now: self._recall_taken(recall_id, channel, now), done)
+
+    def recall_failed(self, recall_id: str, dialstatus: str, cause: int, done: Done = ignore) -> None:
+        """The caller did not answer his recall."""
+        self._turn_event(recall_id, machine.RecallFailed(dialstatus, cause), done)
+
+    def recall_undelivered(self, recall_id: str, why: str) -> None:
+        """The recall could not be handed to Asterisk."""
+        self._turn_event(recall_id, machine.RecallLost(why), ignore)
+
+    def caller_answered(self, recall_id: str, channel: str, done: Done) -> None:
+        """The caller picked up; answers the `Target` of the CC call."""
+        self._event(lambda now: self._answered(recall_id, channel, now), done)
+
+    def call_over(self, recall_id: str, dialstatus: str, cause: int, done: Done = ignore) -> None:
+        """The CC call is over; answers the `Request`."""
+        self._event(lambda now: self._call_over(recall_id, dialstatus, cause, now), done, keep=True)
+
+    def call_gone(self, recall_id: str) -> None:
+        """The CC call's channels do not exist any more."""
+        self._turn_event(recall_id, machine.CallLost(), ignore)
+
+    # What the devices tell
+
+    def levels(self, seen: Mapping[Device, Presence]) -> None:
+        """What these devices are now. Levels, not edges: told again, they change nothing."""
+        now = self._clock.now()
+        for device, presence in seen.items():
+            if device not in self._wanted:
+                continue
+            old = self._levels.get(device)
+            if presence is Presence.IDLE and old is not Presence.IDLE:
+                # Idle when first looked at: he was free before, so there is nothing to rest from.
+                self._idle_since[device] = now if old is not None else 0.0
+            self._levels[device] = presence
+        self._look_again()
+
+    def levels_lost(self) -> None:
+        """The source of device states is gone: nothing is known until it is back."""
+        self._levels.clear()
+        self._idle_since.clear()
+
+    # The turn
+
+    def _event(self, work: Callable[[float], object], done: Done = ignore, keep: bool = False) -> None:
+        self._inbox.append(_Event(work, done, keep))
+        if not self._busy:
+            self._turn()
+
+    def _turn_event(self, recall_id: str, event: machine.Event, done: Done) -> None:
+        def work(now: float) -> object:
+            return self._apply(self._of_recall(recall_id), event, now)
+
+        self._event(work, done, keep=True)
+
+    def _look_again(self) -> None:
+        self._stale = True
+        if not self._busy:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._busy = True
+        now = self._clock.now()
+        batch, self._inbox = self._inbox, []
+        answers: list[tuple[Done, object]] = []
+        for event in batch:
+            try:
+                answer = event.work(now)
+            except Refused as no:
+                answer = no
+            answers.append((event.done, answer))
+        settled = self._stale
+        if settled:
+            self._settle(now)
+        changes = self.book.take_changes()
+        if now >= self._prune_at:
+            self._prune_at = now + PRUNE_EVERY
+            changes.prune_before = now - self._limits.history_days * 86400
+
+        def saved(error: Exception | None) -> None:
+            if error is None:
+                self._saved(changes.log)
+                if settled:
+                    self._watch()
+            else:
+                self._not_saved(error)
+                no = Refused("STORE_FAILED", f"it could not be saved: {error}")
+                answers[:] = [(done, no) for done, _ in answers]
+                self._inbox[:0] = [_Event(e.work, ignore, True) for e in batch if e.keep]
+            self._finish(answers)
+
+        if changes:
+            self._store.commit(changes, saved)
+        else:
+            saved(None)
+
+    def _saved(self, entries: list[LogEntry]) -> None:
+        self.book.keep()
+        self._failures = 0
+        for entry in entries:
+            self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
+        effects, self._effects = self._effects, []
+        for effect in effects:
+            match effect:
+                case machine.Recall(request):
+                    self._agent.recall(request)
+                case machine.StopRecall(request):
+                    self._agent.stop(request)
+
+    def _not_saved(self, error: Exception) -> None:
+        self.book.rollback()
+        self._effects.clear()
+        self._failures += 1
+        self._stale = True
+        self._log(f"nothing was changed, for it could not be saved: {error}")
+
+    def _finish(self, answers: list[tuple[Done, object]]) -> None:
+        for done, answer in answers:
+            done(answer)
+        self._busy = False
+        if any(not e.keep for e in self._inbox) or (not self._failures and (self._inbox or self._stale)):
+            self._turn()
+        else:
+            self._arm()
+
+    def _arm(self) -> None:
+        """One call, for the nearest instant at which something follows from time alone."""
+        if self._failures:
+            due: float | None = self._clock.now() + min(60.0, 2.0 ** (self._failures - 1))
+        else:
+            due = self._next_due()
+        if due == self._armed_for and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_for = due
+        self._timer = None if due is None else self._clock.call_at(due, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._look_again()
+
+    # What follows from everything together
+
+    def _settle(self, now: float) -> None:
+        """Run until nothing changes: what is due, then whose turn it is."""
+        for request in self.book.requests():
+            if request.state is State.QUEUED and request.service_ends <= now:
+                self._apply(request, machine.TimeOver(), now)
+            elif request.recall_id and request.recall_ends <= now:
+                why = f"nothing was heard of recall {request.recall_id} in time"
+                self._apply(request, machine.RecallLost(why), now)
+        self._forget_offers(now)
+
+        def rested(request: Request) -> bool:
+            return self._rested_at(request) <= now
+
+        while found := queue.select(self.book.requests(), self._levels.get, rested, now):
+            request, verdict = found
+            match verdict:
+                case queue.Verdict.SELECT:
+                    self._apply(request, machine.Selected(self._new_recall_id()), now)
+                case queue.Verdict.PASS_OVER:
+                    self._apply(request, machine.CallerBusy(), now)
+                case queue.Verdict.RESUME:
+                    self._apply(request, machine.CallerFree(), now)
+                case queue.Verdict.SIGN_OF_LIFE:
+                    self._apply(request, machine.SignOfLife(), now)
+        self._stale = False
+
+    def _watch(self) -> None:
+        now = self._clock.now()
+        wanted: dict[Device, float] = {}
+        for request in self.book.requests():
+            found = queue.watched([request], self._levels.get, lambda r: self._rested_at(r) <= now, now)
+            for device, of_callee in found:
+                who = request.callee if of_callee else request.caller
+                interval = self._directory.extension(who).settings.poll_interval
+                wanted[device] = min(interval, wanted.get(device, interval))
+        for device in self._levels.keys() - wanted.keys():
+            # What is not watched goes stale, and stale is worse than unknown.
+            del self._levels[device]
+            self._idle_since.pop(device, None)
+        self._wanted = wanted
+        calls = frozenset(r.recall_id for r in self.book.requests() if r.state is State.CALLING)
+        self._monitor.watch(wanted, calls)
+
+    def _next_due(self) -> float | None:
+        """The nearest instant at which something follows from time alone."""
+        due: list[float] = []
+        now = self._clock.now()
+        for request in self.book.requests():
+            if request.state is State.QUEUED:
+                due.append(request.service_ends)
+                due += [at for at in (request.retry_at, self._rested_at(request)) if at > now]
+            else:
+                due.append(request.recall_ends)
+        if self.book.offers or due:
+            due.append(self._prune_at)
+        return min(due, default=None)
+
+    def _rested_at(self, request: Request) -> float:
+        guard = self._directory.extension(request.callee).settings.cc_guard_timer
+        return max(self._idle_since.get(d, 0.0) for d in request.callee_devices) + guard
+
+    # The single events
+
+    def _apply(self, request: Request, event: machine.Event, now: float) -> Request:
+        policy = self._policy(request)
+        step = machine.step(request, event, now, policy)
+        entry = LogEntry(request.id, now, request.state, step.request.state, step.sentence)
+        self.book.put(step.request, entry)
+        self._effects += step.effects
+        self._stale = True
+        return step.request
+
+    def _apply_id(self, id: int, event: machine.Event, now: float) -> Request:
+        request = self.book.request(id)
+        if request is None:
+            raise Refused("NO_SUCH_REQUEST", f"there is no open request {id}")
+        return self._apply(request, event, now)
+
+    def _policy(self, request: Request) -> Policy:
+        return Policy(
+            self._directory.extension(request.caller).settings, self._directory.extension(request.callee).settings
+        )
+
+    def _who(self, device: Device) -> Extension:
+        who = self._directory.of_device(device)
+        if who is None:
+            raise Refused("CALLER_UNKNOWN", f"{device} is no extension of this PBX and may not ask")
+        return who
+
+    def _of_caller(self, caller: Number) -> list[Request]:
+        return [r for r in self.book.requests() if r.caller == caller]
+
+    def _offer(self, call: FailedCall, now: float) -> Offer:
+        caller = self._who(call.caller)
+        old = self.book.offer_of_call(call.uniqueid, call.callee)
+        if old is not None and now < old.offer_ends:
+            return old
+        callee = self._directory.extension(call.callee)
+        devices = callee.devices or call.devices
+        reason, service = self._offerable(call, caller, callee, devices)
+        self._make_room(caller.number, now)
+        offer = Offer(
+            id=self.book.new_id(),
+            caller=caller.number,
+            caller_devices=caller.devices or (call.caller,),
+            caller_context=call.context,
+            callee=call.callee,
+            callee_devices=devices,
+            service=service,
+            reason=reason,
+            why=machine.describe(call.dialstatus, call.cause),
+            offered_at=now,
+            offer_ends=now + caller.settings.cc_offer_timer,
+            uniqueid=call.uniqueid,
+        )
+        self.book.add_offer(offer)
+        return offer
+
+    def _offerable(
+        self, call: FailedCall, caller: Extension, callee: Extension, devices: tuple[Device, ...]
+    ) -> tuple[str, Service | None]:
+        service = machine.service_of(call.dialstatus, call.cause)
+        if service is None:
+            if call.dialstatus == "CHANUNAVAIL" and call.cause == 1:
+                return "NO_SUCH_NUMBER", None
+            return call.dialstatus or "NOT_REACHED", None
+        if caller.settings.cc_agent_policy == "never":
+            return "CALLER_POLICY_NEVER", None
+        if callee.settings.cc_monitor_policy == "never":
+            return "CALLEE_POLICY_NEVER", None
+        if not devices:
+            return "CALLEE_NOT_WATCHABLE", None
+        if set(devices) & {call.caller, *caller.devices}:
+            return "CALLER_IS_CALLEE", None
+        return "", service
+
+    def _make_room(self, caller: Number, now: float) -> None:
+        own = self.book.offers_of(caller)
+        if len(own) >= OFFERS_PER_CALLER:
+            self.book.forget_offer(own[0])
+        elif len(self.book.offers) >= self._limits.cc_max_offers:
+            oldest = next(iter(self.book.offers.values()))
+            if now < oldest.offer_ends:
+                raise Refused("TOO_MANY_OFFERS", f"{len(self.book.offers)} calls are on offer already")
+            self.book.forget_offer(oldest)
+
+    def _forget_offers(self, now: float) -> None:
+        while self.book.offers:
+            oldest = next(iter(self.book.offers.values()))
+            if now < oldest.offer_ends + OFFER_MEMORY:
+                return
+            self.book.forget_offer(oldest)
+
+    def _ask(self, device: Device, callee: Number | None, now: float) -> Place:
+        caller = self._who(device)
+        offers = self.book.offers_of(caller.number)
+        if callee is None:
+            offer = offers[-1] if offers else None
+        else:
+            offer = next((o for o in reversed(offers) if o.callee == callee), None)
+        wanted = offer.callee if offer is not None else callee
+        own = self._of_caller(caller.number)
+        for request in own:
+            if request.callee == wanted:
+                return Place(request, self._position(request), already=True)
+        if offer is None:
+            to_whom = f"to {callee} " if callee else ""
+            raise Refused("NO_CORE_INSTANCE", f"no call of {caller.number} {to_whom}has failed lately")
+        if offer.service is None:
+            raise Refused(offer.reason, f"the call to {offer.callee} was not offered: {offer.reason}")
+        if now >= offer.offer_ends:
+            raise Refused(
+                "OFFER_EXPIRED",
+                f"the call to {offer.callee} failed {now - offer.offered_at:.0f} s ago: too late to ask",
+            )
+        self._check_limits(caller, own, offer)
+        request = Request(
+            id=self.book.new_id(),
+            caller=offer.caller,
+            caller_devices=offer.caller_devices,
+            caller_context=offer.caller_context,
+            callee=offer.callee,
+            callee_devices=offer.callee_devices,
+            service=offer.service,
+            state=State.OFFERED,
+            why=offer.why,
+        )
+        request = self._apply(request, machine.Asked(), now)
+        return Place(request, self._position(request), already=False)
+
+    def _check_limits(self, caller: Extension, own: list[Request], offer: Offer) -> None:
+        requests = self.book.requests()
+        if len(requests) >= self._limits.cc_max_requests:
+            raise Refused("TOO_MANY_REQUESTS", f"{len(requests)} requests wait already, on the whole system")
+        if len(own) >= caller.settings.cc_max_agents:
+            raise Refused("TOO_MANY_REQUESTS", f"{caller.number} has {len(own)} requests already")
+        waiting = sum(r.callee == offer.callee for r in requests)
+        if waiting >= self._directory.extension(offer.callee).settings.cc_max_monitors:
+            raise Refused("CALLEE_QUEUE_FULL", f"{waiting} requests wait for {offer.callee} already")
+
+    def _position(self, request: Request) -> int:
+        queue = [r.id for r in self.book.requests() if r.callee == request.callee]
+        return queue.index(request.id) + 1
+
+    def _cancel(self, device: Device, callee: Number | None, now: float) -> Request:
+        caller = self._who(device)
+        own = [
+            r
+            for r in self._of_caller(caller.number)
+            if r.state is not State.CALLING and callee in (None, r.callee)
+        ]
+        if not own:
+            for_whom = f" for {callee}" if callee else ""
+            raise Refused("NO_CORE_INSTANCE", f"{caller.number} has no request{for_whom}")
+        return self._apply(own[-1], machine.Cancelled(str(caller.number)), now)
+
+    def _of_recall(self, recall_id: str) -> Request:
+        request = self.book.of_recall(recall_id)
+        if request is None:
+            raise Refused("RECALL_UNKNOWN", f"there is no recall {recall_id[:40]!r} under way")
+        return request
+
+    def _recall_taken(self, recall_id: str, channel: str, now: float) -> RecallPlan:
+        request = self._apply(self._of_recall(recall_id), machine.RecallTaken(channel), now)
+        caller = self._directory.extension(request.caller)
+        callee = self._directory.extension(request.callee)
+        return RecallPlan(caller, request.caller_devices, caller.settings.cc_recall_timer, callee)
+
+    def _answered(self, recall_id: str, channel: str, now: float) -> Target:
+        request = self._apply(self._of_recall(recall_id), machine.CallerAnswered(channel), now)
+        caller = self._directory.extension(request.caller)
+        return Target(request.callee, request.caller_context, caller, request.caller_devices[0])
+
+    def _call_over(self, recall_id: str, dialstatus: str, cause: int, now: float) -> Request:
+        request = self._of_recall(recall_id)
+        if dialstatus != "ANSWER":
+            in_use = Presence.IN_USE in map(self._levels.get, request.callee_devices)
+            return self._apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
+        done = self._apply(request, machine.CallCompleted(), now)
+        for other in self._of_caller(request.callee):
+            if other.callee == request.caller and other.state is State.QUEUED:
+                self._apply(other, machine.Fulfilled(request.id), now)
+        return done
+
+    def _cut_offer(self, offer: Offer, now: float) -> Offer:
+        timer = self._directory.extension(offer.caller).settings.cc_offer_timer
+        return replace(offer, offer_ends=min(offer.offer_ends, now + timer))
+
+    def _cut(self, request: Request, now: float) -> Request:
+        policy = self._policy(request)
+        turn = machine.CALL_LIMIT
+        if request.state is State.READY:
+            turn = policy.caller.cc_recall_timer + machine.RECALL_GRACE
+        return replace(
+            request,
+            service_ends=min(request.service_ends, now + policy.service_timer(request.service)),
+            retry_at=min(request.retry_at, now + policy.caller.cc_retry_timer),
+            recall_ends=min(request.recall_ends, now + turn),
+        )

@@ -1,0 +1,684 @@
+"""The configuration: one YAML file, read and checked once, completely, at the door.
+
+`load` tells every fault at once, each in a sentence with line, key, value and what is allowed.  What it
+returns needs no further check.  Whether the folders exist and may be written is not looked at here.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+
+from fastagi.completion.model import Device, Extension, Invalid, Limits, Number, Settings, devices, number
+from fastagi.errors import ConfigError
+
+DEFAULT_PATH = Path("/etc/fastagi/fastagi.yaml")
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+MAX_VALUES = 250_000
+"""Keys and values of a file with its aliases written out: a small file can stand for a huge one."""
+MAX_SOCKET_PATH = 107  # unix(7): sun_path has 108 bytes, the last one is NUL
+CACHED_NUMBERS = 10_000
+
+
+# ---------------------------------------------------------------------------------------------- who is who
+
+
+# Asterisk would take any other character as a literal, but no number has one.
+_POSITION = re.compile(r"[0-9*#+XZNxzn]|\[((?:[0-9]-[0-9]|[0-9*#+])+)\]|[.!]\Z")
+_CLASSES = {"X": "0123456789", "Z": "123456789", "N": "23456789"}
+# pbx.c, ext_cmp_pattern_pos(): a set ranks by the count of its members, "." is 0x180, "!" 0x280, the end
+# 0x300.  As the end ranks last, _2X! is before _2X and wins for 25.
+_OPEN = {".": (".+", 0x180), "!": (".*", 0x280)}
+_END = (0x300, "")
+
+
+class Pattern:
+    """An extension pattern of Asterisk, ``_2XXX``; a lower ``rank`` is more specific; raises ValueError."""
+
+    def __init__(self, text: str) -> None:
+        if not 2 <= len(text) <= 41 or text[0] != "_":
+            raise ValueError(f"{text[:60]!r} is not a pattern")
+        ranks, expression, at = [], "", 1
+        while at < len(text):
+            position = _POSITION.match(text, at)
+            if not position:
+                raise ValueError(f"{text!r} is not a pattern from its character {at + 1} on")
+            at = position.end()
+            if position[0] in _OPEN:
+                part, size = _OPEN[position[0]]
+                ranks.append((size, ""))
+            else:
+                members = self._members(position[1] or _CLASSES.get(position[0].upper(), position[0]))
+                part = "[" + "".join(map(re.escape, members)) + "]"
+                ranks.append((len(members), members))
+            expression += part
+        self.text = text
+        self.rank = (*ranks, _END)
+        self.matches = re.compile(expression).fullmatch
+
+    @staticmethod
+    def _members(inside: str) -> str:
+        """The characters of a set, each once and in order: ``5-731`` is ``13567``."""
+        members = set()
+        for first, last in re.findall(r"(.)(?:-(.))?", inside):
+            if last and last < first:
+                raise ValueError(f"{first}-{last} is not a range")
+            members |= {chr(code) for code in range(ord(first), ord(last or first) + 1)}
+        return "".join(sorted(members))
+
+
+class Directory:
+    """The extensions of this PBX: who has which settings, and who speaks from which device.
+
+    ``entries`` are by number or pattern, with their settings complete; who has no entry has ``defaults``.
+    Entries are not merged with each other: the most specific one wins alone.
+    """
+
+    def __init__(self, defaults: Settings, entries: Mapping[str, Extension]) -> None:
+        self._defaults = defaults
+        self._exact = {key: entry for key, entry in entries.items() if not key.startswith("_")}
+        patterns = [(Pattern(key), entry) for key, entry in entries.items() if key.startswith("_")]
+        self._patterns = sorted(patterns, key=lambda pair: pair[0].rank)
+        self._by_device = {device: entry for entry in self._exact.values() for device in entry.devices}
+        self._best = lru_cache(maxsize=CACHED_NUMBERS)(self._find)
+
+    def extension(self, number: Number) -> Extension:
+        """The extension of this number; every number has one."""
+        return self._exact.get(number) or self._best(number)
+
+    def of_device(self, device: Device) -> Extension | None:
+        """Who calls from this device; None is nobody who may ask: a trunk, anonymous.
+
+        The exact entry that names it; else ``PJSIP/1000`` is 1000, unless 1000 has other devices.
+        """
+        if named := self._by_device.get(device):
+            return named
+        try:
+            extension = self.extension(number(device.removeprefix("PJSIP/")))
+        except Invalid:
+            return None
+        return extension if not extension.devices or device in extension.devices else None
+
+    def _find(self, number: Number) -> Extension:
+        for pattern, entry in self._patterns:
+            if pattern.matches(number):
+                return replace(entry, number=number)
+        return Extension(number, self._defaults)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything an administrator can set."""
+
+    listen_host: str
+    listen_port: int
+    allow: tuple[IPv4Network | IPv6Network, ...]
+    spool: Path
+    temp: Path
+    store: Path
+    control: Path
+    """The UNIX socket on which the command line speaks to the daemon."""
+    directory: Directory
+    limits: Limits
+
+
+def load(path: Path | None) -> Config:
+    """The configuration in this file; raises `ConfigError` with all faults.
+
+    None is `DEFAULT_PATH`, and where that is missing the documented defaults.
+    """
+    where = path or DEFAULT_PATH
+    try:
+        with open(where, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        if path is not None:
+            raise ConfigError([f"{where} cannot be read: {error.strerror}"]) from None
+        data = b""
+    except OSError as error:
+        raise ConfigError([f"{where} cannot be read: {error.strerror}"]) from None
+    source = _Source(where.name, data)
+    _look_across(source)
+    try:
+        whole = _File.model_validate(source.content)
+    except ValidationError as found:
+        for error_details in found.errors(include_url=False, include_context=False):
+            location = error_details["loc"]
+            source.fault(location, _sentence(location, error_details["type"], error_details["input"]))
+    source.raise_faults()
+    return _config(whole)
+
+
+def _config(file: "_File") -> Config:
+    names = {field.name for field in fields(Settings)}
+
+    def chosen(section: _Settings) -> dict[str, Any]:
+        return {name: getattr(section, name) for name in section.model_fields_set & names}
+
+    defaults = replace(_BUILT_IN, **chosen(file.defaults))
+    entries = {
+        key: Extension(
+            Number(key), replace(defaults, **chosen(entry)), entry.name, entry.device, entry.dialstring
+        )
+        for key, entry in file.extensions.items()
+    }
+    return Config(
+        listen_host=file.fastagi.listen[0],
+        listen_port=file.fastagi.listen[1],
+        allow=tuple(file.fastagi.allow),
+        spool=file.asterisk.spool,
+        temp=file.asterisk.temp,
+        store=file.store,
+        control=file.fastagi.control or file.store.parent / _SOCKET,
+        directory=Directory(defaults, entries),
+        limits=Limits(**{field.name: getattr(file.defaults, field.name) for field in fields(Limits)}),
+    )
+
+
+# ------------------------------------------------------------------------------------- what each key allows
+
+
+class _Quoted(str):
+    """A scalar that was in quotes: text, even where it looks like a number."""
+
+
+_DECIMAL = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)", re.ASCII)
+
+
+def _decimal(value: object) -> object:
+    # YAML 1.1 would take 0100 for 64 and 1:30 for 90: here these stay text, and text is no number.
+    if type(value) is str and _DECIMAL.fullmatch(value):
+        return float(value) if "." in value else int(value)
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("no text")
+    return str(value)
+
+
+def _name(value: object) -> str:
+    text = _text(value)
+    if len(text) > 80 or not text.isprintable() or set(text) & set('"<>\\'):
+        raise ValueError("no caller ID name")
+    return text
+
+
+_DIALSTRING_PART = re.compile(r"""[A-Za-z][A-Za-z0-9]*/[^\s&,;$"'`\\]+""", re.ASCII)
+
+
+def _dialstring(value: object) -> str:
+    text = _text(value)
+    if len(text) > 400 or not text.isascii() or not text.isprintable():
+        raise ValueError("no dial string")
+    if not all(map(_DIALSTRING_PART.fullmatch, text.split("&"))):
+        raise ValueError("no dial string")
+    return text
+
+
+def _devices(value: object) -> tuple[Device, ...]:
+    try:
+        found = devices(_text(value))
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+    if len(set(found)) < len(found):
+        raise ValueError("a device is named twice")
+    return found
+
+
+def _path(value: object) -> Path:
+    text = _text(value)
+    # normpath keeps two leading slashes, and Path would hide a folder's slash at the end.
+    if not text.startswith("/") or text.endswith("/") or not text.isprintable():
+        raise ValueError("not an absolute path")
+    return Path("/" + os.path.normpath(text).lstrip("/"))
+
+
+def _socket_path(value: object) -> Path:
+    path = _path(value)
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ValueError("too long for a socket")
+    return path
+
+
+def _listen(value: object) -> tuple[str, int]:
+    parts = re.fullmatch(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([1-9][0-9]{0,4})", _text(value))
+    if not parts or int(parts[3]) > 65535:
+        raise ValueError("not ADDRESS:PORT")
+    address = ip_address(parts[1] or parts[2])
+    if address.version != (4 if parts[1] else 6):
+        raise ValueError("brackets are for IPv6")
+    return str(address), int(parts[3])
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    if "%" in (text := _text(value)):
+        raise ValueError("no zones")
+    return ip_network(text)
+
+
+def _key(value: object) -> str:
+    text = _text(value)
+    try:
+        return Pattern(text).text if text.startswith("_") else number(text)
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+
+
+def _or_nothing(value: object) -> object:
+    """``defaults:`` with nothing, or only comments, under it is an empty section."""
+    return {} if value is None else value
+
+
+# A field's description is the end of its sentence, "... is allowed"; bounds are added from the field itself.
+_Seconds = Annotated[
+    float, BeforeValidator(_decimal), Field(allow_inf_nan=False, description="a number of seconds")
+]
+_Days = Annotated[
+    float, BeforeValidator(_decimal), Field(allow_inf_nan=False, description="a number of days")
+]
+_Count = Annotated[int, BeforeValidator(_decimal), Field(description="a whole number")]
+_Timer = Annotated[_Seconds, Field(ge=1, le=604_800)]
+_Few = Annotated[_Count, Field(ge=1, le=10_000)]
+_Policy = Annotated[Literal["generic", "never"], Field(description="generic or never")]
+_Path = Annotated[Path, PlainValidator(_path), Field(description="an absolute path")]
+
+_BUILT_IN = Settings()
+_LIMITS = Limits()
+_STORE = Path("/var/lib/fastagi/fastagi.db")
+_SOCKET = "fastagi.sock"  # beside the store
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: object) -> object:
+        return _or_nothing(value)
+
+
+class _Fastagi(_Section):
+    listen: Annotated[
+        tuple[str, int],
+        PlainValidator(_listen),
+        Field(description="an IP address and a port from 1 to 65535, as 127.0.0.1:4573 or '[::1]:4573',"),
+    ] = ("127.0.0.1", 4573)
+    allow: Annotated[
+        list[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]],
+        Field(
+            min_length=1,
+            description="a list of addresses and of networks (10.0.0.0/8: no bit set beyond the length)",
+        ),
+    ] = [ip_network("127.0.0.0/8"), ip_network("::1")]
+    control: Annotated[
+        Path | None,
+        PlainValidator(_socket_path),
+        Field(description=f"an absolute path of at most {MAX_SOCKET_PATH} bytes"),
+    ] = None
+
+
+class _Asterisk(_Section):
+    spool: _Path = Path("/var/spool/asterisk/outgoing")
+    temp: _Path = Path("/var/spool/asterisk/tmp")
+    recall: Annotated[Literal["callfile"], Field(description="callfile")] = "callfile"
+
+
+class _Settings(_Section):
+    cc_offer_timer: _Timer = _BUILT_IN.cc_offer_timer
+    cc_recall_timer: Annotated[_Seconds, Field(ge=1, le=600)] = _BUILT_IN.cc_recall_timer
+    cc_max_agents: _Few = _BUILT_IN.cc_max_agents
+    cc_agent_policy: _Policy = "generic"
+    cc_retry_timer: Annotated[_Seconds, Field(ge=1, le=86_400)] = _BUILT_IN.cc_retry_timer
+    cc_max_recalls: Annotated[_Count, Field(ge=1, le=100)] = _BUILT_IN.cc_max_recalls
+    cc_max_monitors: _Few = _BUILT_IN.cc_max_monitors
+    cc_monitor_policy: _Policy = "generic"
+    cc_guard_timer: Annotated[_Seconds, Field(ge=0, le=3600)] = _BUILT_IN.cc_guard_timer
+    poll_interval: Annotated[_Seconds, Field(ge=0.05, le=60)] = _BUILT_IN.poll_interval
+    ccbs_available_timer: _Timer = _BUILT_IN.ccbs_available_timer
+    ccnr_available_timer: _Timer = _BUILT_IN.ccnr_available_timer
+
+
+class _Defaults(_Settings):
+    cc_max_requests: Annotated[_Count, Field(ge=1, le=100_000)] = _LIMITS.cc_max_requests
+    cc_max_offers: Annotated[_Count, Field(ge=1, le=10_000_000)] = _LIMITS.cc_max_offers
+    history_days: Annotated[_Days, Field(ge=1, le=36_500)] = _LIMITS.history_days
+
+
+class _Entry(_Settings):
+    name: Annotated[
+        str,
+        PlainValidator(_name),
+        Field(description='a text of at most 80 printable characters without ", <, > and \\'),
+    ] = ""
+    device: Annotated[
+        tuple[Device, ...],
+        PlainValidator(_devices),
+        Field(
+            description="PJSIP/<endpoint> with 1 to 80 letters, digits, _ . + or -, or up to 8 different ones"
+            " joined by &,"
+        ),
+    ] = ()
+    dialstring: Annotated[
+        str,
+        PlainValidator(_dialstring),
+        Field(
+            description="TECHNOLOGY/RESOURCE, or several joined by &, at most 400 printable ASCII characters"
+            " without blanks, quotes and , ; $ \\,"
+        ),
+    ] = ""
+
+
+class _File(_Section):
+    fastagi: _Fastagi = _Fastagi()
+    asterisk: _Asterisk = _Asterisk()
+    store: _Path = _STORE
+    defaults: _Defaults = _Defaults()
+    extensions: Annotated[
+        dict[Annotated[str, PlainValidator(_key)], _Entry], BeforeValidator(_or_nothing)
+    ] = {}
+
+
+# ------------------------------------------------------------------- the file, and the line of each key
+
+_Location = tuple[int | str, ...]
+_MERGE = "tag:yaml.org,2002:merge"
+_NULL = "tag:yaml.org,2002:null"
+
+
+class _Loader(yaml.SafeLoader):
+    """Only composes nodes, in bounded depth; nothing is constructed from them, so tags have no meaning."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        peek: Callable[[], Any] = self.peek_event
+        event = peek()
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem="a tag (!...) is not allowed", problem_mark=event.start_mark)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            problem = f"at most {MAX_DEPTH} levels are allowed"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+class _Source:
+    """One file: its content as plain values, the line of each, and the faults found in it so far.
+
+    A scalar is its own text, as written: 0100 stays "0100", and what wants a number makes one of it.
+    """
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self._name = name
+        self._lines: dict[_Location, int] = {}
+        self._faults: list[tuple[int, str]] = []
+        self._values = 0
+        node = self._compose(data)
+        self.content = self._plain(node, (), 0) if node else {}
+
+    def line(self, at: _Location) -> int:
+        """The line of this key; of a missing one, that of the section it would be in."""
+        while at not in self._lines and at:
+            at = at[:-1]
+        return self._lines.get(at, 1)
+
+    def fault(self, at: _Location, sentence: str) -> None:
+        self._faults.append((self.line(at), sentence))
+
+    def raise_faults(self) -> None:
+        if self._faults:
+            ordered = dict.fromkeys(sorted(self._faults, key=lambda fault: fault[0]))
+            raise ConfigError([f"{self._name}, line {line}: {sentence}" for line, sentence in ordered])
+
+    def _compose(self, data: bytes) -> yaml.Node | None:
+        if len(data) > MAX_BYTES:
+            raise ConfigError([f"{self._name} is too large: at most {MAX_BYTES} bytes are allowed"])
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self._broken(data.count(b"\n", 0, error.start), "it is not UTF-8") from None
+        try:
+            loader = _Loader(text)
+            try:
+                node: yaml.Node | None = loader.get_single_node()
+                return node
+            finally:
+                loader.dispose()
+        except yaml.reader.ReaderError as error:
+            character = f"the character U+{ord(text[error.position]):04X} is not allowed"
+            raise self._broken(text.count("\n", 0, error.position), character) from None
+        except yaml.MarkedYAMLError as error:
+            problem = ", ".join(filter(None, (error.context, error.problem)))
+            if "undefined alias" in problem:
+                problem += "; numbers that begin with * are to be in quotes"
+            mark = error.problem_mark or error.context_mark
+            raise self._broken(mark.line if mark else 0, problem) from None
+
+    def _broken(self, line: int, problem: str) -> ConfigError:
+        return ConfigError([f"{self._name}, line {line + 1}: the file cannot be read: {problem}"])
+
+    def _plain(self, node: yaml.Node, at: _Location, depth: int) -> object:
+        self._lines.setdefault(at, node.start_mark.line + 1)
+        self._count(node, depth)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, at, depth)
+        if not isinstance(node, yaml.ScalarNode):
+            return [self._plain(item, (*at, place), depth + 1) for place, item in enumerate(node.value)]
+        if node.tag == _NULL:
+            return None
+        return str(node.value) if node.style is None else _Quoted(node.value)
+
+    def _mapping(self, node: yaml.MappingNode, at: _Location, depth: int) -> dict[str, object]:
+        found: dict[str, object] = {}
+        first: dict[str, int] = {}
+        merged: list[yaml.Node] = []
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                self._faults.append(
+                    (line, f"a key in {_where(at)} is a list or a mapping: one word is allowed")
+                )
+            elif key.tag == _MERGE:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            elif key.value in found:
+                sentence = f"is there twice, first in line {first[key.value]}: once is allowed"
+                self._faults.append((line, f"{_where((*at, key.value))} {sentence}"))
+            else:
+                first[key.value] = line
+                self._lines.setdefault((*at, key.value), line)
+                found[key.value] = self._plain(value, (*at, key.value), depth + 1)
+        for other in merged:
+            self._count(other, depth + 1)
+            if isinstance(other, yaml.MappingNode):
+                found = self._mapping(other, at, depth + 1) | found
+            else:
+                sentence = f"<< in {_where(at)} is no mapping: an alias of a mapping is allowed"
+                self._faults.append((other.start_mark.line + 1, sentence))
+        return found
+
+    def _count(self, node: yaml.Node, depth: int) -> None:
+        # Here the aliases are followed, so an alias within its own anchor ends here too.
+        self._values += 1
+        if self._values > MAX_VALUES or depth > MAX_DEPTH:
+            raise self._broken(
+                node.start_mark.line,
+                f"it is too large when its aliases are written out: {MAX_VALUES} values in {MAX_DEPTH} levels"
+                " are allowed",
+            )
+
+
+# ------------------------------------------------------------------------------------------- the sentences
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "fastagi": _Fastagi,
+    "asterisk": _Asterisk,
+    "defaults": _Defaults,
+    "extensions": _Entry,
+}
+_LATER: set[_Location] = {("trunks",), ("asterisk", "ami")}  # keys of the design that are still to come
+_KEYS = (
+    "1 to 40 of 0-9 * # +, or _ and up to 40 of 0-9 * # + X Z N and sets such as [1-5*], with . or ! only at"
+    " the end,"
+)
+
+
+def _sentence(at: _Location, kind: str, value: object) -> str:
+    """A fault that pydantic found, in our words."""
+    if kind == "extra_forbidden":
+        return _unknown(at)
+    if kind in ("model_type", "dict_type"):
+        return f"{_where(at)} is {_shown(value)}: a mapping of keys to values is allowed"
+    if at[-1:] == ("[key]",):
+        return f"{_where(at[:-1])} is neither a number nor a pattern: {_KEYS} is allowed"
+    if at == ("asterisk", "recall") and value == "originate":
+        return f"{_where(at)} is 'originate', not available in this version: callfile is allowed"
+    return f"{_where(at)} is {_shown(value)}: {_allowed(at)} is allowed"
+
+
+def _unknown(at: _Location) -> str:
+    keys = list(_section(at).model_fields)
+    allowed = f"{', '.join(keys[:-1])} and {keys[-1]} are allowed"
+    if at in _LATER:
+        return f"{_where(at)} is not available in this version: {allowed}"
+    name = str(at[-1])[:60]
+    hint = ""
+    if homes := [title for title, section in _SECTIONS.items() if name in section.model_fields]:
+        hint = f" (it belongs in {' or '.join(homes)})"
+    elif near := difflib.get_close_matches(name, keys, n=1):
+        hint = f" (did you mean {near[0]}?)"
+    return f"{_where(at)} is not a key here{hint}: {allowed}"
+
+
+def _section(at: _Location) -> type[_Section]:
+    """Whose key this is."""
+    return _File if len(at) == 1 else _SECTIONS[str(at[0])]
+
+
+def _allowed(at: _Location) -> str:
+    at = at[:-1] if isinstance(at[-1], int) else at  # of an item, the sentence about its list tells
+    field = _section(at).model_fields[str(at[-1])]
+    bounds = {
+        name: getattr(bound, name)
+        for bound in field.metadata
+        for name in ("ge", "le")
+        if hasattr(bound, name)
+    }
+    return f"{field.description} from {bounds['ge']} to {bounds['le']}" if bounds else str(field.description)
+
+
+def _where(at: _Location) -> str:
+    return " / ".join(_step(at, place) for place in range(len(at))) or "the file"
+
+
+def _step(at: _Location, place: int) -> str:
+    step = at[place]
+    if isinstance(step, int):
+        return f"item {step + 1}"
+    if not step or len(step) > 60 or not step.isprintable():
+        return _shown(step)
+    return f'"{step}"' if at[:place] == ("extensions",) else step
+
+
+def _shown(value: object) -> str:
+    match value:
+        case None:
+            return "empty"
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list" if value else "an empty list"
+        case _Quoted() if _DECIMAL.fullmatch(value):
+            return f"the text {_clipped(value)!r}"
+        case str() if _DECIMAL.fullmatch(value):
+            return _clipped(value)
+        case str():
+            return repr(_clipped(value))
+    return repr(value)
+
+
+def _clipped(text: str) -> str:
+    return str(text) if len(text) <= 60 else text[:60] + "..."
+
+
+# --------------------------------------------------------------------------- what one key alone cannot tell
+
+_T = TypeVar("_T")
+
+
+def _look_across(source: _Source) -> None:
+    """Faults between keys; read from the raw content, so that they are told beside all the others."""
+    _look_across_paths(source)
+    owners: dict[Hashable, _Location] = {}
+    for key, entry in _mapping_at(source.content, "extensions").items():
+        at: _Location = ("extensions", key)
+        if key.startswith("_"):
+            if (pattern := _valid(Pattern, key)) and (other := owners.setdefault(pattern.rank, at)) != at:
+                same = f'the same pattern as "{other[1]}" in line {source.line(other)}'
+                source.fault(at, f"{_where(at)} is {same}: one entry for each is allowed")
+            continue
+        at = (*at, "device")
+        for device in _valid(_devices, entry.get("device") if isinstance(entry, dict) else None) or ():
+            if (other := owners.setdefault(device, at)) != at:
+                same = f'{device}, as "{other[1]}" does in line {source.line(other)}'
+                source.fault(at, f"{_where(at)} names {same}: one exact number for each device is allowed")
+
+
+def _look_across_paths(source: _Source) -> None:
+    def path(section: str, key: str, check: Callable[[object], _T], default: _T) -> _T | None:
+        within = _mapping_at(source.content, section) if section else source.content
+        return _valid(check, within[key]) if isinstance(within, dict) and key in within else default
+
+    asterisk = _Asterisk()
+    spool = path("asterisk", "spool", _path, asterisk.spool)
+    temp = path("asterisk", "temp", _path, asterisk.temp)
+    if temp and temp == spool:
+        sentence = f"is {_shown(str(temp))}, the spool itself: another folder of its file system is allowed"
+        source.fault(("asterisk", "temp"), f"asterisk / temp {sentence}")
+    store = path("", "store", _path, _STORE)
+    if not store:
+        return
+    beside = store.parent / _SOCKET
+    control = path("fastagi", "control", _socket_path, beside)
+    if control == store:
+        source.fault(
+            ("store",), f"store is {_shown(str(store))}, the control socket: another file is allowed"
+        )
+    elif control == beside and not _valid(_socket_path, str(beside)):
+        sentence = f"{MAX_SOCKET_PATH} bytes with /{_SOCKET}, or a fastagi / control elsewhere, are allowed"
+        source.fault(
+            ("store",), f"store is {_shown(str(store))}, too long with a socket beside it: {sentence}"
+        )
+
+
+def _mapping_at(content: object, key: str) -> dict[str, Any]:
+    found = content.get(key) if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _valid(check: Callable[[Any], _T], value: object) -> _T | None:
+    """None where it is not valid: that fault is told elsewhere."""
+    try:
+        return check(value)
+    except ValueError:
+        return None

@@ -1,0 +1,167 @@
+"""The composition root: one flat function that builds the daemon from its parts."""
+
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from fastagi import control
+from fastagi.agi import Server, deadline, listen
+from fastagi.agi.routes import ROUTES, answer
+from fastagi.agi.server import Session
+from fastagi.completion.model import Request, State
+from fastagi.completion.ports import Timer
+from fastagi.completion.service import CompletionService
+from fastagi.config import Config
+from fastagi.errors import Refused
+from fastagi.pbx.callfile import LocalAgent, Spool, SpoolThread, recall_name
+from fastagi.pbx.devicestate import DeviceStates
+from fastagi.pbx.poll import Poller
+from fastagi.store.requests import Store
+
+SESSION_DEADLINE = 5.0
+"""Seconds that one AGI session may take; the dialplan itself waits 2."""
+
+_log = Logger()
+
+
+class ReactorClock:
+    """The wall clock at our start, plus the reactor's seconds since then."""
+
+    def __init__(self, reactor: Any, wall: Callable[[], float] = time.time) -> None:
+        self._reactor = reactor
+        self._offset = wall() - reactor.seconds()
+
+    def now(self) -> float:
+        return float(self._offset + self._reactor.seconds())
+
+    def call_at(self, when: float, call: Callable[[], None]) -> Timer:
+        return _ReactorTimer(self._reactor.callLater(max(0.0, when - self.now()), call))
+
+
+class _ReactorTimer:
+    def __init__(self, delayed: Any) -> None:
+        self._delayed = delayed
+
+    def cancel(self) -> None:
+        if self._delayed.active():
+            self._delayed.cancel()
+
+
+def new_id() -> str:
+    """15 random digits: the id of a recall, or a poll token. Who cannot guess it cannot use it."""
+    return f"{secrets.randbelow(9 * 10**14) + 10**14}"
+
+
+def log(line: str) -> None:
+    """One event, one line, whatever is in it."""
+    _log.info("{line}", line=line.replace("\n", " "))
+
+
+def ask(method: Callable[..., None], *args: object) -> "Deferred[Any]":
+    """A method of the service that answers through ``done``, as something to await."""
+    answered: Deferred[Any] = Deferred()
+
+    def done(answer: object) -> None:
+        if answered.called:
+            return
+        if isinstance(answer, Refused):
+            answered.errback(answer)
+        else:
+            answered.callback(answer)
+
+    method(*args, done)
+    return answered
+
+
+def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
+    """Build and start everything on ``reactor``; answers what stops it all in order.
+
+    Raises `FastagiError` (a sentence) when a part cannot be had: the database, the port, the socket.
+    """
+    # Twisted counts by the wall clock; a step of that must move no timer.
+    reactor.seconds = time.monotonic
+    store = Store(config.store, reactor.callFromThread)
+    clock = ReactorClock(reactor)
+    directory = config.directory
+    spool = SpoolThread(reactor, Spool(config.spool, config.temp))
+
+    states = DeviceStates(changed=lambda seen: service.levels(seen), lost=lambda: service.levels_lost())
+    poller = Poller(
+        reactor, spool, states, gone=lambda recall: service.call_gone(recall), new_token=new_id, log=log
+    )
+    agent = LocalAgent(
+        spool,
+        ring=lambda request: directory.extension(request.caller).settings.cc_recall_timer,
+        hang_up=poller.hang_up,
+        undelivered=lambda recall, why: service.recall_undelivered(recall, why),
+        log=log,
+    )
+    service = CompletionService(
+        store=store,
+        clock=clock,
+        directory=directory,
+        agent=agent,
+        monitor=poller,
+        limits=config.limits,
+        new_recall_id=new_id,
+        log=log,
+    )
+
+    def script(name: str) -> Callable[[Session], Coroutine[Any, Any, Mapping[str, str]]]:
+        async def run(session: Session) -> Mapping[str, str]:
+            return await answer(name, session, service, ask, log)
+
+        return run
+
+    scripts: dict[str, Any] = {name: script(name) for name in ROUTES}
+
+    @deadline(None)
+    async def poll(session: Session) -> None:
+        await poller.script(session)
+
+    scripts["poll"] = poll
+    server = Server(scripts, allow=config.allow, deadline=SESSION_DEADLINE)
+
+    offers, requests, last_id = store.load()
+    _remove_leftovers(spool.spool, requests)
+    spool.start()
+    service.start(offers, requests, last_id)
+    port: Any = listen(reactor, config.listen_host, config.listen_port, server)
+    stop_control = control.listen(reactor, config.control, service)
+    log(f"fastagi answers on {config.listen_host}:{config.listen_port}; {len(requests)} requests are open")
+
+    async def stop() -> None:
+        await _maybe(port.stopListening())
+        await _maybe(stop_control())
+        server.close()
+        spool.stop()
+        store.close()
+
+    return lambda: Deferred.fromCoroutine(stop())
+
+
+async def _maybe(result: Any) -> None:
+    if isinstance(result, Awaitable):
+        await result
+
+
+def _remove_leftovers(spool: Spool, requests: list[Request]) -> None:
+    """Files of ours that nobody waits for would be surprise calls."""
+    under_way = {recall_name(r.recall_id) for r in requests if r.state is not State.QUEUED and r.taken}
+    for name in spool.remove_leftovers(under_way):
+        log(f"removed the left-over call file {name}")
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    from twisted.internet import reactor as installed  # on import: only a running server may do that
+
+    reactor: Any = installed
+    os.umask(0o027)
+    reactor.addSystemEventTrigger("before", "shutdown", start(config, reactor))
+    reactor.run()

@@ -1,0 +1,157 @@
+"""Call files: how a recall and the poll session are started in Asterisk.
+
+A call file holds nothing but names of ours: Asterisk treats a newline in one as a new directive and
+``Application: System`` as a command, so nothing from outside may reach it. Each value is checked against
+its one strict form here, at the last door.
+"""
+
+import os
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+from fastagi.completion.model import Request
+from fastagi.errors import FastagiError
+
+_T = TypeVar("_T")
+
+_OUR_ID = re.compile(r"[0-9]{15}", re.ASCII)
+_OUR_NAME = re.compile(r"fastagi-(recall|poll)-[0-9]{15}\.call", re.ASCII)
+ANSWER_GRACE = 10
+"""Seconds that Asterisk waits beyond the inner Dial: else it cuts it off before it can report."""
+
+
+class CallFileError(FastagiError):
+    """A call file that must not, or could not, be written."""
+
+
+def _id(text: str) -> str:
+    if not _OUR_ID.fullmatch(text):
+        raise CallFileError(f"{text[:40]!r} is no id of ours (15 digits): it does not go into a call file")
+    return text
+
+
+def recall_name(recall_id: str) -> str:
+    return f"fastagi-recall-{_id(recall_id)}.call"
+
+
+def poll_name(token: str) -> str:
+    return f"fastagi-poll-{_id(token)}.call"
+
+
+def recall_text(recall_id: str, ring: float) -> str:
+    """The call file of a recall that rings ``ring`` seconds; the dialplan asks us for everything else."""
+    id = _id(recall_id)
+    return (
+        f"Channel: Local/{id}@cc-recall/n\nContext: cc-call\nExtension: {id}\nPriority: 1\n"
+        f"MaxRetries: 0\nWaitTime: {int(ring) + ANSWER_GRACE}\n"
+    )
+
+
+def poll_text(token: str) -> str:
+    """The call file of the poll session."""
+    return f"Channel: Local/idle@cc-poll/n\nContext: cc-poll\nExtension: {_id(token)}\nPriority: 1\nMaxRetries: 0\n"
+
+
+class Spool:
+    """Asterisk's folder of outgoing calls. All methods block."""
+
+    def __init__(self, spool: Path, temp: Path) -> None:
+        self._spool = spool
+        self._temp = temp
+
+    def deposit(self, name: str, text: str) -> None:
+        """``text`` as a file that Asterisk sees whole or not at all; raises `CallFileError`."""
+        if not _OUR_NAME.fullmatch(name):
+            raise CallFileError(f"{name!r} is no name of ours for a call file")
+        temp = self._temp / name
+        try:
+            temp.unlink(missing_ok=True)
+            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, text.encode("ascii"))
+                if os.geteuid() == 0:
+                    # Asterisk must own what it appends to and retries.
+                    owner = self._spool.stat()
+                    os.fchown(fd, owner.st_uid, owner.st_gid)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            temp.rename(self._spool / name)
+        except OSError as error:
+            raise CallFileError(f"the call file {self._spool / name} could not be written: {error}") from error
+
+    def remove(self, name: str) -> None:
+        """Take a file back, if Asterisk has not done with it yet."""
+        try:
+            (self._spool / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise CallFileError(f"the call file {self._spool / name} could not be removed: {error}") from error
+
+    def remove_leftovers(self, keep: Collection[str]) -> list[str]:
+        """Take back all files of ours but ``keep``: they would be surprise calls. Answers their names."""
+        removed = []
+        for folder in (self._spool, self._temp):
+            try:
+                names = [n for n in os.listdir(folder) if _OUR_NAME.fullmatch(n) and n not in keep]
+                for name in names:
+                    (folder / name).unlink(missing_ok=True)
+                removed += names
+            except OSError as error:
+                raise CallFileError(f"left-over call files in {folder} could not be removed: {error}") from error
+        return removed
+
+
+class SpoolThread:
+    """The spool's work in the order it was asked for, off the reactor's thread."""
+
+    def __init__(self, reactor: IReactorFromThreads, spool: Spool) -> None:
+        self._reactor = reactor
+        self._pool = ThreadPool(1, 1, "fastagi-spool")  # one thread: a removal never overtakes its deposit
+        self.spool = spool
+
+    def start(self) -> None:
+        self._pool.start()
+
+    def stop(self) -> None:
+        self._pool.stop()
+
+    def run(self, work: Callable[..., _T], *args: object) -> "Deferred[_T]":
+        return deferToThreadPool(self._reactor, self._pool, work, *args)
+
+
+class LocalAgent:
+    """Rings a caller of this PBX: the agent of the rules, by call files."""
+
+    def __init__(
+        self,
+        thread: SpoolThread,
+        *,
+        ring: Callable[[Request], float],
+        hang_up: Callable[[str], None],
+        undelivered: Callable[[str, str], None],
+        log: Callable[[str], None],
+    ) -> None:
+        self._thread = thread
+        self._ring = ring
+        self._hang_up = hang_up
+        self._undelivered = undelivered
+        self._log = log
+
+    def recall(self, request: Request) -> None:
+        name = recall_name(request.recall_id)
+        text = recall_text(request.recall_id, self._ring(request))
+        done = self._thread.run(self._thread.spool.deposit, name, text)
+        done.addErrback(lambda f: self._undelivered(request.recall_id, f.getErrorMessage()))
+
+    def stop(self, request: Request) -> None:
+        done = self._thread.run(self._thread.spool.remove, recall_name(request.recall_id))
+        done.addErrback(lambda f: self._log(f.getErrorMessage()))
+        if request.channel:
+            self._hang_up(request.channel)

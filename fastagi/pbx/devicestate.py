@@ -1,0 +1,47 @@
+"""One stream of device states, whatever the source: Asterisk's names in, changes of presence out."""
+
+from collections.abc import Callable, Collection, Mapping
+
+from fastagi.completion.model import Device, Presence
+
+# What `core show function DEVICE_STATE` lists. An endpoint with device_state_busy_at shows BUSY while it
+# merely rings, so there ringing counts as being in use.
+PRESENCE = {
+    "NOT_INUSE": Presence.IDLE,
+    "UNKNOWN": Presence.IDLE,
+    "RINGING": Presence.RINGING,
+    "INUSE": Presence.IN_USE,
+    "RINGINUSE": Presence.IN_USE,
+    "ONHOLD": Presence.IN_USE,
+    "BUSY": Presence.IN_USE,
+    "UNAVAILABLE": Presence.GONE,
+    "INVALID": Presence.GONE,
+}
+
+
+class DeviceStates:
+    """What each watched device was last seen to be, by Asterisk's own name."""
+
+    def __init__(self, changed: Callable[[Mapping[Device, Presence]], None], lost: Callable[[], None]) -> None:
+        self.names: dict[Device, str] = {}
+        self._changed = changed
+        self._lost = lost
+
+    def seen(self, device: Device, name: str) -> None:
+        """``device`` is ``name`` now; told on only if that is news."""
+        if name not in PRESENCE:
+            return
+        old = self.names.get(device)
+        self.names[device] = name
+        if old is None or PRESENCE[old] is not PRESENCE[name]:
+            self._changed({device: PRESENCE[name]})
+
+    def keep_only(self, devices: Collection[Device]) -> None:
+        """Forget the others: they are not watched any more."""
+        for device in self.names.keys() - set(devices):
+            del self.names[device]
+
+    def lost(self) -> None:
+        """The source is gone, and what it said with it."""
+        self.names.clear()
+        self._lost()

@@ -1,0 +1,50 @@
+"""The tables, and how an older file becomes this one (sqlite-utils migrations)."""
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("fastagi")
+
+
+@migrations()
+def tables(db: Database) -> None:
+    party = {
+        "caller": str,
+        "caller_devices": str,
+        "caller_context": str,
+        "callee": str,
+        "callee_devices": str,
+        "service": str,
+        "why": str,
+    }
+    db.table("offers").create(
+        {"id": int, **party, "reason": str, "offered_at": float, "offer_ends": float, "uniqueid": str},
+        pk="id",
+    )
+    db.table("requests").create(
+        {
+            "id": int,
+            **party,
+            "state": str,
+            "asked_at": float,
+            "service_ends": float,
+            "suspended": int,
+            "sign_needed": int,
+            "retry_at": float,
+            "recalls": int,
+            "recall_id": str,
+            "taken": int,
+            "channel": str,
+            "recall_ends": float,
+            "ended_at": float,
+            "reason": str,
+        },
+        pk="id",
+    )
+    db.table("requests").create_index(["ended_at"])
+    db.table("log").create(
+        {"id": int, "request": int, "at": float, "old": str, "new": str, "sentence": str},
+        pk="id",
+    )
+    db.table("log").create_index(["request"])
+    # The highest id ever given survives the rows it was given to.
+    db.table("ids").insert({"name": "last", "value": 0}, pk="name")
