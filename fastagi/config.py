@@ -298,7 +298,9 @@ _Days = Annotated[
 _Count = Annotated[int, BeforeValidator(_decimal), Field(description="a whole number")]
 _Timer = Annotated[_Seconds, Field(ge=1, le=604_800)]
 _Few = Annotated[_Count, Field(ge=1, le=10_000)]
-_Policy = Annotated[Literal["generic", "never"], Field(description="generic or never")]
+_Policy = Annotated[
+    Literal["generic", "never"], BeforeValidator(_text), Field(description="generic or never")
+]
 _Path = Annotated[Path, PlainValidator(_path), Field(description="an absolute path")]
 
 _BUILT_IN = Settings()
@@ -339,7 +341,7 @@ class _Fastagi(_Section):
 class _Asterisk(_Section):
     spool: _Path = Path("/var/spool/asterisk/outgoing")
     temp: _Path = Path("/var/spool/asterisk/tmp")
-    recall: Annotated[Literal["callfile"], Field(description="callfile")] = "callfile"
+    recall: Annotated[Literal["callfile"], BeforeValidator(_text), Field(description="callfile")] = "callfile"
 
 
 class _Settings(_Section):

@@ -36,6 +36,8 @@ from fastagi.agi import wire
 from fastagi.agi.commands import Commands
 from fastagi.agi.wire import MAX_BLOCK, MAX_LINE, Call, Environment, Replies, Reply, WireError
 
+log = Logger()
+
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1"))
 BACKLOG = 1024  # with Twisted's 50, of 500 calls at once some wait longer to connect than Asterisk's 2 s
 
@@ -73,8 +75,8 @@ class Counters:
 class Session(Commands, Protocol):
     """One connection from Asterisk: what a script has of it, and the traffic behind that."""
 
-    _log = Logger()
-    call: Call  # there from the script's begin on
+    transport: Any
+    call = Call("", {}, {})  # the true one from the script's begin on
     hung_up = False  # Asterisk has said HANGUP, or the connection is gone
 
     def __init__(self, server: Server) -> None:
@@ -228,7 +230,7 @@ class Session(Commands, Protocol):
                 self._read_environment(self._environment, iter(lines))
         except WireError as fault:
             self._server.counters.faulty += 1
-            self._log.warn("A session was closed. {fault}", fault=str(fault))
+            log.warn("A session was closed. {fault}", fault=str(fault))
             self._environment = None
             self._close(str(fault))
 
@@ -307,8 +309,8 @@ class Session(Commands, Protocol):
         script = server.scripts.get(call.script)
         if script is None:
             server.counters.unknown += 1
-            self._log.warn("There is no script {script!r}, which {channel!r} asks for.",
-                           script=call.script, channel=call.channel)  # fmt: skip
+            text = "There is no script {script!r}, which {channel!r} asks for."
+            log.warn(text, script=call.script, channel=call.channel)
             self.finish()
             return
         seconds = getattr(script, "deadline", server.deadline)
@@ -325,11 +327,11 @@ class Session(Commands, Protocol):
         self._stopped()
 
     def _failed(self, failure: Failure) -> None:
-        if failure.check(AGIHangup):
+        if isinstance(failure.value, AGIHangup):
             self._server.counters.hung_up += 1
         else:
             self._server.counters.failed += 1
-            self._log.failure("The script {script!r} failed.", failure, script=self.call.script)
+            log.failure("The script {script!r} failed.", failure, script=self.call.script)
         if not (self._finished or self._over):
             self.finish()
         self._stopped()
@@ -344,8 +346,8 @@ class Session(Commands, Protocol):
         self.ends_at = inf
         if self._environment is None:
             self._server.counters.overdue += 1
-            self._log.warn("The session of {channel!r} was cut off at its deadline, in the script {script!r}.",
-                           script=self.call.script, channel=self.call.channel)  # fmt: skip
+            text = "The session of {channel!r} was cut off at its deadline, in the script {script!r}."
+            log.warn(text, script=self.call.script, channel=self.call.channel)
         self._over = "The session was cut off at its deadline."
         self._deaf = True
         self.transport.abortConnection()
@@ -360,7 +362,6 @@ class Server(Factory):
     """
 
     noisy = False
-    _log = Logger()
 
     def __init__(
         self,
@@ -408,15 +409,16 @@ class Server(Factory):
         host = getattr(addr, "host", None)
         if host is None or not self._allows(host):
             self.counters.refused += 1
-            self._log.warn("{host!r} is not allowed to connect.", host=host)
+            log.warn("{host!r} is not allowed to connect.", host=host)
             return None
         if len(self.sessions) >= self.max_sessions:
             self.counters.crowded += 1
-            if not self._crowded:  # one line for each time it gets full
+            if not self._crowded:  # one line for each time it gets full, not one for each call
                 self._crowded = True
-                self._log.warn("All {n} sessions are in use; new ones are closed.", n=self.max_sessions)
+                log.warn("All {n} sessions are in use; new ones are closed.", n=self.max_sessions)
             return None
-        self._crowded = False
+        if len(self.sessions) < self.max_sessions // 2:
+            self._crowded = False
         self.counters.accepted += 1
         session = Session(self)
         self.sessions.add(session)
@@ -492,7 +494,7 @@ def listen(reactor: Any, host: str, port: int, server: Server) -> IListeningPort
             listener.bind((host, port))
             listener.listen(BACKLOG)
         except OSError as error:
-            raise CannotListenError(host, port, error) from error
+            raise CannotListenError(host, port, error) from error  # type: ignore[no-untyped-call]
         listening: IListeningPort = reactor.adoptStreamPort(listener.fileno(), family, server)
         return listening
 
@@ -501,6 +503,8 @@ def serve(scripts: Mapping[str, Script], host: str = "127.0.0.1", port: int = 45
     """Serve these scripts until interrupted, with a log on the standard error; `limits` as for `Server`."""
     from twisted.internet import reactor
 
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo(
+        [typing.cast(Any, textFileLogObserver)(sys.stderr)], redirectStandardIO=False
+    )
     listen(reactor, host, port, Server(scripts, **limits))
     typing.cast(Any, reactor).run()

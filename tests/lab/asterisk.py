@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import getpass
 import os
+import re
 import shutil
 import signal
 import socket
@@ -399,7 +400,9 @@ hideconnect=yes
         lines = self.log_lines()
         if not lines and (console := self.folder / "log/console").exists():
             lines = console.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-15:])
+        # A start writes a thousand lines of no interest, some of them after the one that matters.
+        grave = [line for line in lines[:-5] if re.search("ERROR|WARNING", line)]
+        return "\n".join(grave[-10:] + lines[-5:])
 
 
 def free_udp_port() -> int:

@@ -172,6 +172,7 @@ def _download(apt: Path, say: Say) -> tuple[str, list[Path]]:
                 refused.append(f"{suite} has Asterisk {version or '(none)'}, not {MAJOR}x")
                 continue
             say(f"Fetching Asterisk {version} ({suite}) and what it needs")
+            _capture([*command, "autoclean"])  # an interrupted try may have left older versions
             _fetch([*command, "-y", "--download-only", "install", *PACKAGES], say)
             return suite, sorted((apt / "cache/archives").glob("*.deb"))
     raise LabError("no Asterisk to be had; " + "; ".join(refused))
@@ -192,8 +193,10 @@ def _prepare_apt(apt: Path, uri: str, suite: str) -> list[str]:
     )
     (apt / "apt.conf").write_text(f"""\
 Dir::State "{apt}/state";
+Dir::State::lists "{apt}/state/lists";
 Dir::State::status "{apt}/status";
 Dir::Cache "{apt}/cache";
+Dir::Cache::archives "{apt}/cache/archives";
 Dir::Etc::sourcelist "{apt}/sources.list";
 Dir::Etc::sourceparts "/dev/null";
 Dir::Etc::preferences "/dev/null";
@@ -233,7 +236,7 @@ def _fetch(command: list[str], say: Say) -> None:
     with subprocess.Popen(
         [*command, "-q", "-o", "APT::Status-Fd=1"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=_environment(),
+        env=_environment(), close_fds=False,  # it holds the lock with us: nobody starts beside an orphan
     ) as process:
         assert process.stdout is not None
         rest, last = [], time.monotonic()
@@ -300,13 +303,14 @@ def _complaint(command: list[str], output: list[str]) -> str:
 
 @contextmanager
 def _only_one(path: Path, say: Say) -> Iterator[IO[str]]:
-    """Hold the lock file: two test runs may start at once.  The kernel lets go of it when its holder dies."""
+    """Hold the lock file: two test runs may start at once.  Free when the last who holds it is gone."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say("Another process is installing: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
+        os.set_inheritable(file.fileno(), True)
         yield file
 
 

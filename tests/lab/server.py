@@ -1,0 +1,112 @@
+"""The fastagi server as the lab runs it: the real command, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.lab.asterisk import Asterisk
+
+DIALPLAN = Path(__file__).parents[2] / "dialplan"
+START_TIMEOUT = 15.0
+
+
+def free_tcp_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """``fastagi serve`` for one Asterisk: start, stop, kill, start again; its log and its command line."""
+
+    def __init__(self, folder: Path, asterisk: Asterisk, config: str = "", port: int = 0) -> None:
+        self.folder = folder
+        self.port = port or free_tcp_port()
+        self.log = folder / "fastagi.log"
+        self.config = folder / "fastagi.yaml"
+        self.store = folder / "fastagi.db"
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        # A UNIX socket's path is short; a test's folder may not be.
+        self.control = Path(f"/tmp/fastagi-{os.getpid()}-{self.port}.sock")
+        self._spool = asterisk.spool, asterisk.spool_temp
+        self.configure(config)
+
+    def configure(self, more: str = "") -> None:
+        """The configuration of the next start; ``more``: its ``defaults:`` and ``extensions:``."""
+        spool, temp = self._spool
+        self.config.write_text(
+            f"fastagi:\n  listen: 127.0.0.1:{self.port}\n  control: {self.control}\n"
+            f"asterisk:\n  spool: {spool}\n  temp: {temp}\nstore: {self.store}\n{more}"
+        )
+
+    def start(self) -> Server:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fastagi", "serve", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        end = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"fastagi did not start:\n{self.log.read_text()[-2000:]}")
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return self
+            time.sleep(0.02)
+        raise RuntimeError(f"fastagi did not answer within {START_TIMEOUT} s")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGCONT)
+                self._process.send_signal(number)
+            self._process.wait(15)
+            self._process = None
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+    def cli(self, *words: str) -> str:
+        """What ``fastagi WORDS`` prints; raises when it fails."""
+        command = [sys.executable, "-m", "fastagi", words[0], "--config", str(self.config), *words[1:]]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def requests(self) -> list[dict[str, Any]]:
+        """The open requests."""
+        return list(json.loads(self.cli("list", "--json")))
+
+    def history(self) -> list[dict[str, Any]]:
+        """The requests that ended, the latest first."""
+        return list(json.loads(self.cli("history", "--json")))
+
+    def log_lines(self, containing: str = "") -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if containing in line]
+
+    def wait_log(self, text: str, timeout: float = 5.0) -> str:
+        """The first line of the log that holds ``text``, now or soon."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            for line in self.log_lines(text):
+                return line
+            time.sleep(0.02)
+        raise AssertionError(f"{text!r} is not in the server's log:\n" + "\n".join(self.log_lines()[-20:]))

@@ -1,0 +1,773 @@
+"""The configuration: what each key allows, every fault in one sentence with its line, and whose entry holds.
+
+Beside this file, configs/ has one broken file for each message; its lines ``#! ...`` are the faults to tell.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from fastagi import config
+from fastagi.completion.model import Device, Extension, Limits, Number, Settings
+from fastagi.config import Config, Directory, Pattern, load
+from fastagi.errors import ConfigError
+
+Read = Callable[[str | bytes], Config]
+Faults = Callable[[str | bytes], list[str]]
+
+BROKEN = sorted((Path(__file__).parent / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    def read(text: str | bytes) -> Config:
+        path = tmp_path / "fastagi.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load(path)
+
+    return read
+
+
+@pytest.fixture
+def faults(read: Read) -> Faults:
+    def faults(text: str | bytes) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            read(text)
+        return caught.value.faults
+
+    return faults
+
+
+def entry(key: str, name: str, value: str) -> str:
+    return f'extensions:\n  "{key}":\n    {name}: {value}\n'
+
+
+# -------------------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
+def test_a_broken_file_is_told_in_these_sentences(path: Path) -> None:
+    lines = path.read_bytes().splitlines()
+    expected = [line[3:].decode() for line in lines if line.startswith(b"#! ")]
+    assert expected, "the file names no fault"
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert caught.value.faults == [f"{path.name}, {sentence}" for sentence in expected]
+    assert all(fault.isprintable() for fault in caught.value.faults)
+
+
+def test_the_broken_files_are_there() -> None:
+    assert len(BROKEN) >= 70
+    assert {"all_at_once", "timer_is_text", "yaml_laughs"} <= {path.stem for path in BROKEN}
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_their_lines(faults: Faults) -> None:
+    text = """\
+defaults:
+  cc_offer_timer: 0
+trunks: {}
+extensions:
+  "1000":
+    cc_offer_timer: soon
+
+    device: PJSIP/1000
+  1001: {device: PJSIP/1000, nmae: Desk}
+store: here
+"""
+    assert [fault.split(":")[0] for fault in faults(text)] == [
+        "fastagi.yaml, line 2",
+        "fastagi.yaml, line 3",
+        "fastagi.yaml, line 6",
+        "fastagi.yaml, line 9",
+        "fastagi.yaml, line 9",
+        "fastagi.yaml, line 10",
+    ]
+
+
+def test_a_fault_of_a_shared_mapping_names_each_entry_that_uses_it(faults: Faults) -> None:
+    text = 'extensions:\n  "1000": &desk\n    cc_offer_timer: soon\n  "1001": *desk\n  "1002": {<<: *desk}\n'
+    where = "is 'soon': a number of seconds from 1 to 604800 is allowed"
+    assert faults(text) == [
+        f'fastagi.yaml, line 3: extensions / "{number}" / cc_offer_timer {where}'
+        for number in ("1000", "1001", "1002")
+    ]
+
+
+def test_a_wrong_entry_does_not_hide_that_its_device_is_another_ones_too(faults: Faults) -> None:
+    text = "extensions:\n  1000: {device: PJSIP/a, cc_offer_timer: 0}\n  1001: {device: PJSIP/a}\n"
+    assert [fault.split(" is ")[0].split(" names ")[0] for fault in faults(text)] == [
+        'fastagi.yaml, line 2: extensions / "1000" / cc_offer_timer',
+        'fastagi.yaml, line 3: extensions / "1001" / device',
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- whole files
+
+
+def test_a_missing_file_that_was_asked_for_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "none.yaml")
+    assert caught.value.faults == [f"{tmp_path}/none.yaml cannot be read: No such file or directory"]
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path)
+    assert caught.value.faults == [f"{tmp_path} cannot be read: Is a directory"]
+
+
+def test_a_file_is_at_most_1_mb(read: Read, faults: Faults) -> None:
+    assert read(b"#" * 1_000_000).listen_port == 4573
+    assert faults(b"#" * 1_000_001) == ["fastagi.yaml is too large: at most 1000000 bytes are allowed"]
+
+
+def test_levels_beyond_any_recursion_limit_are_a_fault(faults: Faults) -> None:
+    [fault] = faults("allow: " + "[" * 400_000)
+    assert fault == "fastagi.yaml, line 1: the file cannot be read: at most 20 levels are allowed"
+
+
+def documented(found: Config) -> None:
+    assert (found.listen_host, found.listen_port) == ("127.0.0.1", 4573)
+    assert found.allow == (ip_network("127.0.0.0/8"), ip_network("::1"))
+    assert found.spool == Path("/var/spool/asterisk/outgoing")
+    assert found.temp == Path("/var/spool/asterisk/tmp")
+    assert found.store == Path("/var/lib/fastagi/fastagi.db")
+    assert found.control == Path("/var/lib/fastagi/fastagi.sock")
+    assert found.limits == Limits()
+    assert found.directory.extension(Number("1000")) == Extension(Number("1000"), Settings())
+
+
+def test_without_a_file_the_documented_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "fastagi.yaml")
+    documented(load(None))
+
+
+def test_the_default_file_is_read_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "fastagi.yaml")
+    (tmp_path / "fastagi.yaml").write_text("fastagi: {listen: 127.0.0.1:4574}\n")
+    assert load(None).listen_port == 4574
+    (tmp_path / "fastagi.yaml").write_text("fastagi: {listen: here}\n")
+    with pytest.raises(ConfigError):
+        load(None)
+
+
+def test_the_default_path() -> None:
+    assert Path("/etc/fastagi/fastagi.yaml") == config.DEFAULT_PATH
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n\n",
+        "# nothing yet\n",
+        "---\n",
+        "{}",
+        "\ufeff# with a byte order mark\n",
+        "fastagi:\nasterisk:\ndefaults:\n  # cc_offer_timer: 30\nextensions:\n",
+    ],
+)
+def test_a_file_that_says_nothing_means_the_documented_defaults(read: Read, text: str) -> None:
+    documented(read(text))
+
+
+def test_the_example_of_the_documentation(read: Read) -> None:
+    found = read("""\
+fastagi:
+  listen: 127.0.0.1:4573
+  allow: [127.0.0.0/8, "::1"]
+asterisk:
+  spool: /var/spool/asterisk/outgoing
+  temp: /var/spool/asterisk/tmp    # same file system as the spool
+  recall: callfile                 # or originate
+store: /var/lib/fastagi/fastagi.db
+defaults: {cc_offer_timer: 20, poll_interval: 0.5}
+extensions:
+  "1000": {name: Reception, device: PJSIP/1000, dialstring: PJSIP/1000, cc_offer_timer: 60}
+  "_2XXX": {ccbs_available_timer: 1200, cc_monitor_policy: never}
+""")
+    assert found.directory.extension(Number("1000")) == Extension(
+        Number("1000"), Settings(cc_offer_timer=60), "Reception", (Device("PJSIP/1000"),), "PJSIP/1000"
+    )
+    assert found.directory.extension(Number("2345")) == Extension(
+        Number("2345"), Settings(ccbs_available_timer=1200, cc_monitor_policy="never")
+    )
+    assert found.directory.extension(Number("3000")) == Extension(Number("3000"), Settings())
+    assert found.listen_port == 4573
+
+
+# ----------------------------------------------------------------------------------------------- the values
+
+
+@pytest.mark.parametrize(
+    ("listen", "host", "port"),
+    [
+        ("127.0.0.1:4573", "127.0.0.1", 4573),
+        ("0.0.0.0:1", "0.0.0.0", 1),
+        ('"[::1]:65535"', "::1", 65535),
+        ('"[::]:4573"', "::", 4573),
+        ('"[2001:DB8:0::1]:4573"', "2001:db8::1", 4573),
+    ],
+)
+def test_listen(read: Read, listen: str, host: str, port: int) -> None:
+    found = read(f"fastagi: {{listen: {listen}}}")
+    assert (found.listen_host, found.listen_port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "listen",
+    [
+        "4573",
+        "':4573'",
+        "'127.0.0.1:'",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "127.0.0.1:04573",
+        "127.0.0.1:-1",
+        "127.0.0.1:٤٥٧٣",
+        "127.1:4573",
+        "256.0.0.1:4573",
+        "'[127.0.0.1]:4573'",
+        "'[fe80::1%eth0]:4573'",
+        "'[::1]'",
+        "'127.0.0.1:4573 '",
+        '"127.0.0.1:4573\\n"',
+        "[127.0.0.1, 4573]",
+        "",
+    ],
+)
+def test_listen_refuses(faults: Faults, listen: str) -> None:
+    [fault] = faults(f"fastagi:\n  listen: {listen}\n")
+    assert fault.startswith("fastagi.yaml, line 2: fastagi / listen is ")
+
+
+def test_allow(read: Read) -> None:
+    found = read('fastagi: {allow: [10.1.0.0/16, 192.0.2.7, "2001:db8::/32", "::1"]}')
+    assert found.allow == tuple(map(ip_network, ["10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32", "::1/128"]))
+
+
+@pytest.mark.parametrize(
+    "network", ["10.0.0.1/8", "10.0.0.0/33", "localhost", "'fe80::1%eth0'", "10", "", "{}"]
+)
+def test_allow_refuses(faults: Faults, network: str) -> None:
+    [fault] = faults(f"fastagi:\n  allow:\n    - 127.0.0.1\n    - {network}\n")
+    assert fault.startswith("fastagi.yaml, line 4: fastagi / allow / item 2 is ")
+
+
+def test_paths(read: Read) -> None:
+    found = read(
+        "asterisk: {spool: /a/out, temp: //a/./tmp}\nstore: /b/c.db\nfastagi: {control: /run/c.sock}"
+    )
+    assert (found.spool, found.temp) == (Path("/a/out"), Path("/a/tmp"))
+    assert (found.store, found.control) == (Path("/b/c.db"), Path("/run/c.sock"))
+
+
+def test_the_control_socket_is_beside_the_store(read: Read) -> None:
+    assert read("store: /srv/cc/wishes.db").control == Path("/srv/cc/fastagi.sock")
+
+
+def test_the_control_socket_fits_a_unix_address(read: Read, faults: Faults) -> None:
+    longest = "/" + "é" * 53  # 107 bytes
+    assert read(f"fastagi: {{control: {longest}}}").control == Path(longest)
+    assert len(faults(f"fastagi: {{control: {longest}x}}")) == 1
+    folder = "/" + "x" * (107 - len("//fastagi.sock"))
+    assert read(f"store: {folder}/a.db").control == Path(folder, "fastagi.sock")
+    assert len(faults(f"store: {folder}x/a.db")) == 1
+    assert read(f"store: {folder}x/a.db\nfastagi: {{control: /run/c}}").control == Path("/run/c")
+
+
+@pytest.mark.parametrize(
+    "path", ["here", "./here", "''", "/", "/folder/", '"/a\\0b"', '"/a\\nb"', '"/\\ud800"', "5", ""]
+)
+@pytest.mark.parametrize("section", ["store: {}", "asterisk: {{spool: {}}}", "fastagi: {{control: {}}}"])
+def test_paths_refuse(faults: Faults, section: str, path: Path) -> None:
+    [fault] = faults(section.format(path))
+    assert " is " in fault and "an absolute path" in fault
+
+
+TIMER = (1, 604800)
+BOUNDS = {
+    "cc_offer_timer": TIMER,
+    "cc_recall_timer": (1, 600),
+    "cc_max_agents": (1, 10000),
+    "cc_retry_timer": (1, 86400),
+    "cc_max_recalls": (1, 100),
+    "cc_max_monitors": (1, 10000),
+    "cc_guard_timer": (0, 3600),
+    "poll_interval": (0.05, 60),
+    "ccbs_available_timer": TIMER,
+    "ccnr_available_timer": TIMER,
+    "cc_max_requests": (1, 100000),
+    "cc_max_offers": (1, 10000000),
+    "history_days": (1, 36500),
+}
+COUNTS = {"cc_max_agents", "cc_max_recalls", "cc_max_monitors", "cc_max_requests", "cc_max_offers"}
+POLICIES = {"cc_agent_policy", "cc_monitor_policy"}
+LIMITS = {field.name for field in fields(Limits)}
+
+
+def test_every_setting_and_limit_is_a_key() -> None:
+    assert BOUNDS.keys() | POLICIES == {field.name for field in fields(Settings)} | LIMITS
+
+
+def chosen(found: Config, name: str) -> object:
+    settings = found.directory.extension(Number("1000")).settings
+    return getattr(found.limits if name in LIMITS else settings, name)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds(read: Read, faults: Faults, name: str) -> None:
+    low, high = BOUNDS[name]
+    for value in (low, high):
+        assert chosen(read(f"defaults: {{{name}: {value}}}"), name) == value
+    for value in (low - 1 if name in COUNTS else low - 0.01, high + 1 if name in COUNTS else high + 0.01):
+        [fault] = faults(f"defaults:\n  {name}: {value}\n")
+        assert fault.startswith(f"fastagi.yaml, line 2: defaults / {name} is {value}: a ")
+        assert fault.endswith(f" from {low} to {high} is allowed")
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "yes",
+        "true",
+        "'5'",
+        '"5"',
+        ".nan",
+        ".inf",
+        "-.inf",
+        "1e1",
+        "0x5",
+        "0o5",
+        "05",
+        "1_0",
+        "0:05",
+        "+5",
+        "five",
+    ]
+    + ["٥", "[5]", "{a: 5}", "", "~", "|\n    5", "9" * 5000, "9" * 400 + ".0", "5 s"],
+)
+def test_only_plain_numbers_are_numbers(faults: Faults, name: str, value: str) -> None:
+    [fault] = faults(f"defaults:\n  {name}: {value}\n")
+    assert fault.startswith(f"fastagi.yaml, line 2: defaults / {name} is ")
+    assert len(fault) < 250
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_counts_are_whole(faults: Faults, name: str) -> None:
+    assert len(faults(f"defaults: {{{name}: 5.0}}")) == 1
+
+
+def test_timers_may_be_fractions(read: Read) -> None:
+    settings = read("defaults: {cc_offer_timer: 2.5, cc_guard_timer: .25, poll_interval: 1.}").directory
+    found = settings.extension(Number("1")).settings
+    assert (found.cc_offer_timer, found.cc_guard_timer, found.poll_interval) == (2.5, 0.25, 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_policies(read: Read, faults: Faults, name: str) -> None:
+    for value in ("generic", "never", '"never"'):
+        assert chosen(read(f"defaults: {{{name}: {value}}}"), name) == value.strip('"')
+    for value in ("Never", "native", "no", "", "0", "[never]"):
+        assert faults(f"defaults: {{{name}: {value}}}")[0].endswith(": generic or never is allowed")
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
+def test_limits_are_not_for_one_extension(faults: Faults, name: str) -> None:
+    [fault] = faults(entry("1000", name, "5"))
+    start = f'fastagi.yaml, line 3: extensions / "1000" / {name} is not a key here (it belongs in defaults): '
+    assert fault.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("Reception", "Reception"),
+        ("Zoë O’Hara, 2nd floor", "Zoë O’Hara, 2nd floor"),
+        ("O'Hara", "O'Hara"),
+        ("007", "007"),
+        ("1_000", "1_000"),
+        ("No", "No"),
+        ("''", ""),
+        ("x" * 80, "x" * 80),
+    ],
+)
+def test_names_are_their_own_text(read: Read, value: str, name: str) -> None:
+    assert read(entry("1000", "name", value)).directory.extension(Number("1000")).name == name
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 81,
+        "'say \"a\"'",
+        "a<b",
+        "a>b",
+        "a\\b",
+        '"a\\tb"',
+        '"a\\0b"',
+        '"a\\x7fb"',
+        '"a\\rb"',
+        '"\\u202eb"',
+        "",
+        "[a]",
+    ],
+)
+def test_names_refuse(faults: Faults, value: str) -> None:
+    [fault] = faults(entry("1000", "name", value))
+    assert fault.startswith('fastagi.yaml, line 3: extensions / "1000" / name is ')
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "PJSIP/1000",
+        "PJSIP/1000&PJSIP/desk-2",
+        "PJSIP/1000/sip:1000@192.0.2.1:5060",
+        "PJSIP/x@trunk&Local/1000@phones/n",
+        "PJSIP/t/sip:1@[2001:db8::1]",
+        "PJSIP/" + "x" * 394,
+    ],
+)
+def test_dial_strings(read: Read, value: str) -> None:
+    assert (
+        read(entry("1000", "dialstring", f'"{value}"')).directory.extension(Number("1000")).dialstring
+        == value
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "1000",
+        "PJSIP",
+        "PJSIP/",
+        "/1000",
+        "&PJSIP/1",
+        "PJSIP/1&",
+        "PJSIP/1&&PJSIP/2",
+        "PJSIP/1&2",
+        "PJSIP/1 2",
+    ]
+    + [
+        "PJSIP/1,30",
+        "PJSIP/${X}",
+        "PJSIP/1;2",
+        "PJSIP/'1'",
+        "PJSIP/1\\\\2",
+        'PJSIP/\\"1',
+        "PJSIP/1\\n",
+        "PJSIP/é",
+    ]
+    + ["PJSIP/1\\t", "PJSIP/1\\x7f", " PJSIP/1", "P-J/1", "PJSIP/" + "x" * 395],
+)
+def test_dial_strings_refuse(faults: Faults, value: str) -> None:
+    [fault] = faults(entry("1000", "dialstring", f'"{value}"'))
+    assert fault.startswith('fastagi.yaml, line 3: extensions / "1000" / dialstring is ')
+
+
+def test_devices(read: Read) -> None:
+    found = read(entry("1000", "device", "PJSIP/1000&PJSIP/soft_1.a")).directory.extension(Number("1000"))
+    assert found.devices == ("PJSIP/1000", "PJSIP/soft_1.a")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "''",
+        "",
+        "1000",
+        "SIP/1",
+        "PJSIP/",
+        "PJSIP/1@2",
+        "PJSIP/1&",
+        "'PJSIP/1 '",
+        '"PJSIP/1\\n"',
+        "PJSIP/1&PJSIP/1",
+    ]
+    + ["&".join(f"PJSIP/{i}" for i in range(9)), "[PJSIP/1]"],
+)
+def test_devices_refuse(faults: Faults, value: str) -> None:
+    [fault] = faults(entry("1000", "device", value))
+    assert fault.startswith('fastagi.yaml, line 3: extensions / "1000" / device is ')
+
+
+# --------------------------------------------------------------------------------------- numbers and patterns
+
+
+@pytest.mark.parametrize(
+    "key", ["1000", "0100", "+4930", "00", "'*30'", "'#9'", "0", "9" * 40, "?  1000\n  "]
+)
+def test_a_number_is_its_own_text_in_quotes_or_not(read: Read, key: str) -> None:
+    directory = read(f"extensions:\n  {key}: {{name: Found}}\n").directory
+    assert directory.extension(Number(key.strip("'? \n"))).name == "Found"
+
+
+def test_0100_is_neither_64_nor_100(read: Read) -> None:
+    directory = read("extensions: {0100: {name: Found}}").directory
+    assert [directory.extension(Number(number)).name for number in ("64", "100")] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "key", ["''", "1_000", "1.5", "0x10", "1e3", "12a", "'1000 '", "-5", "9" * 41, "~", "true", "٥"]
+)
+def test_a_number_refuses(faults: Faults, key: str) -> None:
+    [fault] = faults(f"extensions:\n  {key}: {{}}\n")
+    assert (
+        fault.startswith("fastagi.yaml, line 2: extensions / ")
+        and "is neither a number nor a pattern: " in fault
+    )
+
+
+@pytest.mark.parametrize(
+    "end", [".X", "!X", "..", ".!", "[]", "[1", "1]", "[5-1]", "[1-]", "[-1]", "[X]", "[1X]"]
+)
+@pytest.mark.parametrize("start", ["_", "_1"])
+def test_a_pattern_refuses(faults: Faults, start: str, end: str) -> None:
+    [fault] = faults(f"extensions:\n  '{start}{end}': {{}}\n")
+    assert f'extensions / "{start}{end}" is neither a number nor a pattern: ' in fault
+
+
+@pytest.mark.parametrize(
+    "key", ["_", "__", "_A", "_2 X", "_2-X", "_2/1", "_[a-c]", "_[1.]", "_[*-9]", "_é", "_" + "X" * 41]
+)
+def test_a_pattern_refuses_other_characters(faults: Faults, key: str) -> None:
+    assert "is neither a number nor a pattern: " in faults(f"extensions:\n  '{key}': {{}}\n")[0]
+
+
+def test_a_pattern_of_40_characters(read: Read) -> None:
+    directory = read(f"extensions: {{_{'X' * 40}: {{name: Found}}}}").directory
+    assert directory.extension(Number("1" * 40)).name == "Found"
+    assert directory.extension(Number("1" * 39)).name == ""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "other"),
+    [
+        ("_2XXX", "2000 2999", "200 20000 3000 2*00 200+"),
+        ("_2xxx", "2000 2999", "200 20000 3000"),
+        ("_Z", "1 9", "0 * # +"),
+        ("_z", "1 9", "0"),
+        ("_N", "2 9", "0 1"),
+        ("_n", "2 9", "0 1"),
+        ("_2.", "20 2* 2000", "2 30"),
+        ("_2!", "2 20 2*#", "3 32"),
+        ("_.", "1 * +49", ""),
+        ("_!", "1 * +49", ""),
+        ("_[135-7]0", "10 30 50 60 70", "20 40 80 *0 -0"),
+        ("_[*#]X", "*1 #9", "11 **"),
+        ("_+49.", "+491", "+49 491 49491"),
+        ("_*3X", "*30", "30 130 1130 **30"),
+    ],
+)
+def test_what_a_pattern_matches(read: Read, pattern: str, matching: str, other: str) -> None:
+    directory = read(f"extensions: {{'{pattern}': {{name: Found}}}}").directory
+    assert {number: directory.extension(Number(number)).name for number in matching.split()} == dict.fromkeys(
+        matching.split(), "Found"
+    )
+    assert {directory.extension(Number(number)).name for number in other.split()} <= {""}
+    assert directory.extension(Number(matching.split()[0])).number == matching.split()[0]
+
+
+# As "dialplan show" of Asterisk 22 lists them.
+ORDER = (
+    "_# _*X _+49! _+X. _25X _2[0-4]XX _2[1-35-9]XX _2X5 _2XXX. _2XXX! _2XXX _2XX. _2XX! _[2]XX _2X _2. _2!"
+    " _[*#]X. _[12]X _[13]X _[15]. _[24]X _[1-4]XXX _[1-33-4]X _[1-5]X _N[0-4]X _[2-9]X5 _N. _N _Z[0-4]X _Z"
+    " _X25 _XXXX _[0-9]XX. _XXX _XX _X _[0-9*]5 _[0-9*]X _. _!"
+).split(" ")
+
+# Which of them Asterisk 22 takes for a number: the first line of "dialplan show 2550@context".
+WINNERS = {
+    "0": "_X",
+    "1": "_Z",
+    "2": "_2!",
+    "5": "_N",
+    "25": "_2X",
+    "15": "_[12]X",
+    "35": "_[13]X",
+    "55": "_[15].",
+    "95": "_N.",
+    "255": "_25X",
+    "2500": "_2[1-35-9]XX",
+    "2400": "_2[0-4]XX",
+    "1234": "_[15].",
+    "0500": "_XXXX",
+    "9999": "_N.",
+    "25000": "_2XXX.",
+    "*3": "_*X",
+    "*35": "_[*#]X.",
+    "#": "_#",
+    "#7": "_.",
+    "+3": "_.",
+    "+49": "_+49!",
+    "+4930": "_+49!",
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_patterns_is_asterisks_own(read: Read, seed: int) -> None:
+    shuffled = random.Random(seed).sample(ORDER, len(ORDER))
+    assert sorted(shuffled, key=lambda text: Pattern(text).rank) == ORDER
+    directory = read(
+        "extensions:\n" + "".join(f"  '{key}': {{name: '{key}'}}\n" for key in shuffled)
+    ).directory
+    assert {number: directory.extension(Number(number)).name for number in WINNERS} == WINNERS
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "number"),
+    [
+        ("_2!", "_2", "2"),  # the end of a pattern ranks last in pbx.c
+        ("_2X!", "_2X", "25"),
+        ("_25.", "_2XX", "255"),  # the earlier position decides
+        ("_2XX", "_2.", "255"),
+        ("_X.", "_X!", "12"),
+        ("_.", "_!", "1"),
+        ("_N", "_Z", "5"),
+        ("_Z", "_X", "5"),
+        ("_[1-3]", "_[1-4]", "2"),
+        ("_[13]", "_[23]", "3"),  # as many: the lowest first character
+        ("_[125]", "_[135]", "5"),  # then the first that differs
+        ("_2", "_[23]", "2"),
+        ("_[1-8]", "_Z", "5"),
+    ],
+)
+def test_the_more_specific_pattern_wins_wherever_it_stands(
+    read: Read, first: str, second: str, number: str
+) -> None:
+    for keys in ((first, second), (second, first)):
+        directory = read(
+            "extensions:\n" + "".join(f"  '{key}': {{name: '{key}'}}\n" for key in keys)
+        ).directory
+        assert directory.extension(Number(number)).name == first
+
+
+@pytest.mark.parametrize(
+    ("one", "same"), [("_2XX", "_2xX"), ("_X", "_[0-9]"), ("_[2]", "_2"), ("_[1-31]", "_[321]")]
+)
+def test_a_pattern_in_other_letters_is_the_same(faults: Faults, one: str, same: str) -> None:
+    [fault] = faults(f"extensions:\n  '{one}': {{}}\n  '{same}': {{}}\n")
+    assert fault.startswith(
+        f'fastagi.yaml, line 3: extensions / "{same}" is the same pattern as "{one}" in line 2: '
+    )
+
+
+# --------------------------------------------------------------------------------------------- who gets what
+
+WHO = """\
+defaults: {cc_offer_timer: 30, cc_max_agents: 7}
+extensions:
+  _2XXX: {cc_offer_timer: 40, name: Sales}
+  _25XX: {cc_max_agents: 9}
+  2500: {cc_recall_timer: 50}
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "settings", "name"),
+    [
+        ("1000", Settings(cc_offer_timer=30, cc_max_agents=7), ""),
+        ("2000", Settings(cc_offer_timer=40, cc_max_agents=7), "Sales"),
+        ("2501", Settings(cc_offer_timer=30, cc_max_agents=9), ""),
+        ("2500", Settings(cc_offer_timer=30, cc_max_agents=7, cc_recall_timer=50), ""),
+    ],
+)
+def test_built_in_then_defaults_then_the_most_specific_entry_alone(
+    read: Read, number: str, settings: Settings, name: str
+) -> None:
+    directory = read(WHO).directory
+    for _ in range(2):  # the second time from the cache
+        assert directory.extension(Number(number)) == Extension(Number(number), settings, name)
+
+
+def test_every_setting_reaches_its_extension_by_its_own_name(read: Read) -> None:
+    values = {name: low + 1 + place for place, (name, (low, _)) in enumerate(BOUNDS.items())}
+    policies = dict.fromkeys(POLICIES, "never")
+    settings = {name: value for name, value in values.items() if name not in LIMITS} | policies
+    text = "".join(f"    {name}: {value}\n" for name, value in settings.items())
+    found = read(f"extensions:\n  1000:\n{text}").directory.extension(Number("1000"))
+    assert asdict(found.settings) == settings
+    limits = {name: value for name, value in values.items() if name in LIMITS}
+    text = "".join(f"  {name}: {value}\n" for name, value in limits.items())
+    assert asdict(read(f"defaults:\n{text}").limits) == limits
+
+
+def test_anchors_aliases_and_merges(read: Read) -> None:
+    directory = read("""\
+extensions:
+  1000: &desk {cc_offer_timer: 60, cc_max_agents: 2}
+  1001: *desk
+  1002: &two {<<: *desk, cc_offer_timer: 61, name: Two}
+  1003: {name: Three, <<: [*two, {cc_max_agents: 3, cc_retry_timer: 5}]}
+""").directory
+    found = [directory.extension(Number(str(number))) for number in range(1000, 1004)]
+    assert [extension.name for extension in found] == ["", "", "Two", "Three"]
+    assert [extension.settings for extension in found] == [
+        Settings(cc_offer_timer=60, cc_max_agents=2),
+        Settings(cc_offer_timer=60, cc_max_agents=2),
+        Settings(cc_offer_timer=61, cc_max_agents=2),
+        Settings(cc_offer_timer=61, cc_max_agents=2, cc_retry_timer=5),
+    ]
+
+
+DEVICES = """\
+extensions:
+  1000: {device: PJSIP/alice&PJSIP/alice-mobile}
+  1001: {device: PJSIP/1001&PJSIP/1009}
+  1002: {name: Two}
+  1003: {device: PJSIP/1002}
+  _3XXX: {device: PJSIP/3000}
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "number"),
+    [
+        ("PJSIP/alice", "1000"),
+        ("PJSIP/alice-mobile", "1000"),
+        ("PJSIP/1000", None),  # 1000 has other devices: whoever this is, he is not 1000
+        ("PJSIP/1001", "1001"),
+        ("PJSIP/1009", "1001"),
+        ("PJSIP/1002", "1003"),  # an entry that names it beats its number
+        ("PJSIP/1003", None),
+        ("PJSIP/2000", "2000"),  # no entry at all
+        ("PJSIP/+4930", "+4930"),
+        ("PJSIP/3000", "3000"),
+        ("PJSIP/3001", None),  # its pattern names another device
+        ("PJSIP/bob", None),
+        ("PJSIP/anonymous", None),
+        ("PJSIP/1000a", None),
+        ("PJSIP/" + "1" * 41, None),
+    ],
+)
+def test_who_speaks_from_a_device(read: Read, device: str, number: str | None) -> None:
+    found = read(DEVICES).directory.of_device(Device(device))
+    assert (found and found.number) == number
+
+
+def test_a_device_that_only_a_pattern_names_is_nobody(read: Read) -> None:
+    assert read("extensions: {_3XXX: {device: PJSIP/desk}}").directory.of_device(Device("PJSIP/desk")) is None
+
+
+def test_patterns_may_share_a_device_with_a_number(read: Read) -> None:
+    found = read(
+        "extensions:\n  1000: {device: PJSIP/a}\n  _2X: {device: PJSIP/a}\n  _3X: {device: PJSIP/a}\n"
+    )
+    assert found.directory.of_device(Device("PJSIP/a")) == found.directory.extension(Number("1000"))
+
+
+def test_a_number_is_matched_once_and_the_memory_of_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CACHED_NUMBERS", 3)
+    directory = Directory(Settings(), {"_XXX": Extension(Number("_XXX"), Settings(), "Found")})
+    first = directory.extension(Number("100"))
+    assert directory.extension(Number("100")) is first
+    for number in range(101, 104):
+        assert directory.extension(Number(str(number))).number == str(number)
+    again = directory.extension(Number("100"))
+    assert again == first and again is not first
