@@ -1,30 +1,526 @@
-"""The command line: serve, check, list, show, cancel, history."""
+"""The command line: serve, check, list, show, cancel, history.
 
+``list``, ``show`` and ``history`` read the database and need no running server; ``cancel`` asks the server
+through its control socket. What comes from outside is printed without its control characters.
+"""
+
+import errno
+import io
+import json
+import os
+import pwd
+import re
+import socket
 import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, asdict, dataclass, fields
+from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
+from typing import Any, cast
 
 import click
 
-from fastagi.config import load
-from fastagi.errors import FastagiError
+from fastagi import __version__
+from fastagi.completion.model import Number, Request
+from fastagi.completion.ports import LogEntry
+from fastagi.config import DEFAULT_PATH, Config, load
+from fastagi.errors import ConfigError, FastagiError, StoreError
+from fastagi.store.requests import Reader
+
+COLUMNS = 100
+"""What a table keeps to, where its data allow."""
+NAME_WIDTHS = (40, 24, 16, 12, 8)
+"""How much of a name a table shows: the first of these with which it fits."""
+MAX_ID = 2**63 - 1  # of SQLite
 
 
-@click.group()
+class _Sentences(click.Group):
+    """Our own errors are sentences on stderr and exit code 1, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to fail
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return super().invoke(ctx)
+        except FastagiError as error:
+            for line in str(error).splitlines():
+                click.echo(clean(line), err=True)
+            ctx.exit(1)
+
+
+_config = click.option(
+    "--config",
+    "path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"The configuration; without it {DEFAULT_PATH}.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON, instants as ISO 8601.")
+_id = click.argument("id", type=click.IntRange(1, MAX_ID))
+
+
+@click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="fastagi %(version)s")
 def main() -> None:
-    """Call completion for Asterisk."""
+    """Call completion for Asterisk: whoever met a busy colleague is called back when he is free."""
 
 
 @main.command()
-@click.option("--config", type=click.Path(path_type=Path))
-def serve(config: Path | None) -> None:
-    """Answer Asterisk until stopped."""
-    from twisted.logger import globalLogBeginner, textFileLogObserver
+@_config
+def serve(path: Path | None) -> None:
+    """Answer Asterisk, until SIGTERM or Ctrl-C.
+
+    Each event is one line on the standard output.
+    """
+    config = load(path)
+    if faults := [finding.sentence for finding in _door(config) if finding.result is Result.FAULT]:
+        raise ConfigError(faults)
+    from twisted.logger import Logger, globalLogBeginner
 
     from fastagi import daemon
 
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
-    try:
-        daemon.run(load(config))
-    except FastagiError as error:
-        click.echo(str(error), err=True)
+    globalLogBeginner.beginLoggingTo([cast(Any, _log_event)], redirectStandardIO=False)
+    daemon.run(config)
+    Logger(namespace="fastagi").info("fastagi has stopped")
+
+
+@main.command()
+@_config
+@_json
+def check(path: Path | None, as_json: bool) -> None:
+    """Check the configuration, and the Asterisk beside it.
+
+    Nothing is changed. Run it as the user who runs the server. The exit code is 0 when all is well.
+    """
+    findings = list(_findings(path))
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            click.echo(f"{finding.result:<5}  {finding.check:<13}  {clean(finding.sentence)}")
+    if any(finding.result is Result.FAULT for finding in findings):
         sys.exit(1)
+
+
+@main.command("list")
+@_config
+@_json
+def list_(path: Path | None, as_json: bool) -> None:
+    """The open requests, in the order they were asked."""
+    config = load(path)
+    requests = Reader(config.store).requests(open_only=True)
+    if as_json:
+        _print_json([_plain(request) for request in requests])
+    elif not requests:
+        click.echo("Nobody waits to be called back.")
+    else:
+        now = time.time()
+        _print_table(
+            ["ID", "CALLER", "CALLEE", "SERVICE", "ASKED", "UNTIL", "RECALLS", "STATE"],
+            [
+                [
+                    r.id,
+                    _party(config, r.caller),
+                    _party(config, r.callee),
+                    r.service,
+                    f"{_clock(r.asked_at, now)} ({_span(now - r.asked_at)})",
+                    _clock(r.service_ends, now),
+                    r.recalls,
+                    _state(r, now),
+                ]
+                for r in requests
+            ],
+        )
+
+
+@main.command()
+@_id
+@_config
+@_json
+def show(id: int, path: Path | None, as_json: bool) -> None:
+    """All about one request, and what has happened to it."""
+    config = load(path)
+    reader = Reader(config.store)
+    request = reader.request(id)
+    if request is None:
+        raise StoreError(f"there is no request {id}: it never was, or it has left the history")
+    log = reader.log(id)
+    if as_json:
+        _print_json({**_plain(request), "log": [_plain(entry) for entry in log]})
+        return
+    now = time.time()
+    for field in fields(Request):
+        click.echo(f"{field.name:<14}  {clean(_value(config, request, field, now))}")
+    click.echo()
+    _print_table(["TIME", "CHANGE", "WHY"], [[_date(e.at), _change(e), e.sentence] for e in log])
+
+
+@main.command()
+@_id
+@_config
+def cancel(id: int, path: Path | None) -> None:
+    """Take back a request, whoever asked for it.
+
+    The server must be running.
+    """
+    from fastagi import control
+
+    answer = control.cancel(load(path).control, id)
+    click.echo(clean(answer.sentence), err=not answer.ok)
+    sys.exit(0 if answer.ok else 1)
+
+
+@main.command()
+@_config
+@_json
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The latest N only.")
+def history(path: Path | None, as_json: bool, limit: int | None) -> None:
+    """The requests that have ended, the latest first."""
+    config = load(path)
+    requests = [r for r in Reader(config.store).requests() if r.ended_at][:limit]
+    if as_json:
+        _print_json([_plain(request) for request in requests])
+    elif not requests:
+        click.echo("No request has ended yet.")
+    else:
+        _print_table(
+            ["ID", "CALLER", "CALLEE", "SERVICE", "ASKED", "ENDED", "RECALLS", "OUTCOME"],
+            [
+                [
+                    r.id,
+                    _party(config, r.caller),
+                    _party(config, r.callee),
+                    r.service,
+                    _date(r.asked_at, "minutes"),
+                    _date(r.ended_at, "minutes"),
+                    r.recalls,
+                    r.reason,
+                ]
+                for r in requests
+            ],
+        )
+
+
+# ------------------------------------------------------------------------------------------ what is printed
+
+
+def clean(text: str) -> str:
+    """``text`` with what a terminal would obey, and not show, written out: ``\\x1b``."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _log_event(event: dict[str, Any]) -> None:
+    """A line for each event of ours; of Twisted's only those that tell a fault."""
+    from twisted.logger import LogLevel, formatEvent
+
+    level = event.get("log_level", LogLevel.info)
+    grave = level >= LogLevel.warn
+    if not grave and not str(event.get("log_namespace")).startswith("fastagi"):
+        return
+    when = datetime.fromtimestamp(event["log_time"]).astimezone().isoformat(" ", "milliseconds")
+    lines = [f"{when} {f'{level.name}: ' if grave else ''}{clean(formatEvent(event))}"]
+    if (failure := event.get("log_failure")) is not None:
+        lines += ["    " + clean(line) for line in failure.getTraceback().splitlines()]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))  # ASCII only: no control character gets through
+
+
+def _plain(thing: Request | LogEntry) -> dict[str, Any]:
+    """By the model's names; an instant as ISO 8601, null where there is none."""
+    return {field.name: _json_value(field, getattr(thing, field.name)) for field in fields(thing)}
+
+
+def _json_value(field: "Field[Any]", value: Any) -> Any:
+    if field.type is not float:
+        return value
+    return datetime.fromtimestamp(value).astimezone().isoformat(timespec="milliseconds") if value else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Party:
+    """A number and its name; where a table gets too wide, the name gives way."""
+
+    number: str
+    name: str
+
+    def text(self, room: int = 1000) -> str:
+        name = self.name if len(self.name) <= room else self.name[: room - 1] + "…"
+        return f"{self.number} {name}".rstrip()
+
+
+def _party(config: Config, number: Number) -> _Party:
+    return _Party(number, config.directory.extension(number).name)
+
+
+def _print_table(head: list[str], rows: Sequence[Sequence[int | str | _Party]]) -> None:
+    for room in NAME_WIDTHS:
+        lines = _table(head, [[c.text(room) if isinstance(c, _Party) else c for c in row] for row in rows])
+        if max(map(_width, lines)) <= COLUMNS:
+            break
+    for line in lines:
+        click.echo(line)
+
+
+def _table(head: list[str], rows: Sequence[Sequence[int | str]]) -> list[str]:
+    """Aligned columns, numbers to the right."""
+    cells = [head, *([clean(str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    right = [bool(rows) and isinstance(cell, int) for cell in (rows or [head])[0]]
+    return ["  ".join(map(_padded, line, widths, right)).rstrip() for line in cells]
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    blanks = " " * (width - _width(text))
+    return blanks + text if right else text + blanks
+
+
+def _width(text: str) -> int:
+    """The columns of a terminal it takes."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _date(at: float, timespec: str = "seconds") -> str:
+    return datetime.fromtimestamp(at).isoformat(" ", timespec)
+
+
+def _clock(at: float, now: float) -> str:
+    """The time of day; with its date where that is not today."""
+    date, clock = _date(at, "minutes").split()
+    return clock if date == _date(now).split()[0] else f"{date} {clock}"
+
+
+def _span(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _state(request: Request, now: float) -> str:
+    notes: list[str] = [request.state]
+    if request.suspended:
+        notes.append("passed over")
+    if request.sign_needed:
+        notes.append("waits for a sign of life")
+    if request.retry_at > now:
+        notes.append(f"again in {_span(request.retry_at - now)}")
+    return ", ".join(notes)
+
+
+def _change(entry: LogEntry) -> str:
+    return entry.new if entry.old is entry.new else f"{entry.old} -> {entry.new}"
+
+
+def _value(config: Config, request: Request, field: "Field[Any]", now: float) -> str:
+    value = getattr(request, field.name)
+    if field.name in ("caller", "callee"):
+        return _party(config, value).text()
+    if field.type is float:
+        ago = f"{_span(now - value)} ago" if value <= now else f"in {_span(value - now)}"
+        return f"{_date(value)} ({ago})" if value else "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return "&".join(value) or "-"
+    return "-" if value == "" else str(value)
+
+
+# ------------------------------------------------------------------------------------------ what is checked
+
+
+class Result(StrEnum):
+    OK = "ok"
+    NOTE = "note"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    result: Result
+    sentence: str
+
+
+def _found(check: str, fault: str, fine: str) -> Finding:
+    return Finding(check, Result.FAULT, fault) if fault else Finding(check, Result.OK, fine)
+
+
+def _findings(path: Path | None) -> Iterator[Finding]:
+    try:
+        config = load(path)
+    except ConfigError as error:
+        yield from (Finding("configuration", Result.FAULT, fault) for fault in error.faults)
+        return
+    if path is None and not DEFAULT_PATH.exists():
+        yield Finding("configuration", Result.NOTE, f"there is no {DEFAULT_PATH}: the documented defaults hold")
+    else:
+        yield Finding("configuration", Result.OK, f"{path or DEFAULT_PATH} is in order")
+    yield from _door(config)
+    yield from _user(config)
+    yield from _database(config)
+    yield from _server(config)
+
+
+def _door(config: Config) -> Iterator[Finding]:
+    """The folders and files without which the server does not start."""
+    yield _found("spool", _spool_fault(config.spool), f"call files can be put into {config.spool}")
+    yield _found("temp", _temp_fault(config), f"call files can move from {config.temp} into the spool")
+    folder = config.store.parent
+    yield _found("store", _store_fault(config.store), f"the database can be written in {folder}")
+
+
+def _folder_fault(folder: Path) -> str:
+    """Why files cannot be put into this folder; empty: they can."""
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        return f"the folder {folder} cannot be used: {error.strerror}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"the folder {folder} may not be written to by {_name(os.geteuid())}"
+    return ""
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _spool_fault(spool: Path) -> str:
+    fault = _folder_fault(spool)
+    return f"{fault}; asterisk / spool must be Asterisk's folder of outgoing calls" if fault else ""
+
+
+def _temp_fault(config: Config) -> str:
+    if fault := _folder_fault(config.temp):
+        return f"{fault}; asterisk / temp must be a folder on the spool's file system"
+    try:
+        with tempfile.TemporaryFile(dir=config.temp) as file:
+            file.write(b"fastagi check")
+            file.flush()
+        apart = _mount(config.temp) != _mount(config.spool)
+    except FileNotFoundError:
+        return ""  # the spool: told by its own check
+    except OSError as error:
+        return f"no file can be written in {config.temp}: {error.strerror}"
+    if apart:
+        sentence = f"{config.temp} and {config.spool} are on different file systems or mounts"
+        return f"{sentence}: no call file can be moved from the one into the other"
+    return ""
+
+
+def _mount(folder: Path) -> tuple[int, str]:
+    """What a rename cannot cross: the file system, and the mount (a bind mount of the same one is another)."""
+    fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+        return os.fstat(fd).st_dev, "".join(re.findall("mnt_id:.*", info))
+    finally:
+        os.close(fd)
+
+
+def _store_fault(store: Path) -> str:
+    if fault := _folder_fault(store.parent):
+        return f"{fault}; it is to hold the database {store.name}"
+    files = [store, *(Path(f"{store}{end}") for end in (".lock", "-wal", "-shm"))]
+    if closed := [str(f) for f in files if f.exists() and not os.access(f, os.R_OK | os.W_OK)]:
+        return f"{' and '.join(closed)} may not be written to by {_name(os.geteuid())}: make them his"
+    return ""
+
+
+def _user(config: Config) -> Iterator[Finding]:
+    """Asterisk must own the call files: others may not read them, and it writes to those it retries."""
+    try:
+        owner = config.spool.stat().st_uid
+    except OSError:
+        return  # told by the spool's own check
+    we, asterisk = _name(os.geteuid()), _name(owner)
+    if os.geteuid() == owner:
+        yield Finding("user", Result.OK, f"the spool's owner is {asterisk}, and this ran as {asterisk}")
+    elif os.geteuid() == 0:
+        sentence = f"this ran as root, who may do everything; the spool's owner is {asterisk}"
+        yield Finding("user", Result.NOTE, f"{sentence}: run it, and fastagi serve, as {asterisk}")
+    else:
+        sentence = f"this ran as {we}, whose call files Asterisk cannot use; the spool's owner is {asterisk}"
+        yield Finding("user", Result.FAULT, f"{sentence}: run fastagi as {asterisk}")
+
+
+def _database(config: Config) -> Iterator[Finding]:
+    if not config.store.exists():
+        yield Finding("database", Result.OK, f"there is no {config.store} yet: the first fastagi serve makes it")
+        return
+    try:
+        requests = Reader(config.store).requests()
+    except StoreError as error:
+        yield Finding("database", Result.FAULT, str(error))
+    else:
+        ended = sum(bool(r.ended_at) for r in requests)
+        sentence = f"{config.store} has {len(requests) - ended} open requests, and {ended} that ended"
+        yield Finding("database", Result.OK, sentence)
+
+
+def _server(config: Config) -> Iterator[Finding]:
+    """The control socket and the port: both can be had, or a running fastagi has them."""
+    from fastagi import control
+
+    running = ""
+    try:
+        running = control.ping(config.control).sentence
+    except control.NotRunning as no:
+        yield _found("control", _control_fault(config.control), str(no))
+    except control.ControlError as error:
+        yield Finding("control", Result.FAULT, str(error))
+    else:
+        yield Finding("control", Result.OK, f"{running}, and answers at {config.control}")
+    where = f"{config.listen_host}:{config.listen_port}"
+    fault = _port_fault(config.listen_host, config.listen_port)
+    if running and fault is None:
+        sentence = f"{where} is free, though {running}: start it again with this configuration"
+        yield Finding("port", Result.NOTE, sentence)
+    elif running and fault is not None and fault.errno == errno.EADDRINUSE:
+        yield Finding("port", Result.OK, f"{where} is in use by the running fastagi")
+    elif fault is not None:
+        yield Finding("port", Result.FAULT, f"nobody can listen on {where}: {fault.strerror}")
+    else:
+        yield Finding("port", Result.OK, f"{where} is free")
+
+
+def _control_fault(path: Path) -> str:
+    from fastagi import control
+
+    if fault := _folder_fault(path.parent):
+        return f"{fault}; it is to hold the control socket {path.name}"
+    try:
+        control.is_socket(path)
+    except control.ControlError as error:
+        return str(error)
+    return ""
+
+
+def _port_fault(host: str, port: int) -> OSError | None:
+    """Why nobody can listen there, found out by trying."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind((host, port))
+    except OSError as error:
+        return error
+    return None

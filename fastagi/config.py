@@ -210,9 +210,9 @@ def _decimal(value: object) -> object:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("no text")
-    return str(value)
+    if isinstance(value, str):
+        return str(value)
+    raise ValueError("no text")
 
 
 def _name(value: object) -> str:
@@ -457,7 +457,7 @@ class _Source:
         if len(data) > MAX_BYTES:
             raise ConfigError([f"{self._name} is too large: at most {MAX_BYTES} bytes are allowed"])
         try:
-            text = data.decode("utf-8-sig")
+            text = data.decode()
         except UnicodeDecodeError as error:
             raise self._broken(data.count(b"\n", 0, error.start), "it is not UTF-8") from None
         try:

@@ -1,6 +1,7 @@
-"""The control socket: how ``fastagi cancel`` reaches the running server.
+"""The control socket: how ``fastagi cancel`` and ``fastagi check`` reach the running server.
 
-A UNIX socket that only its owner may open (0600). One line of JSON asks, one line of JSON answers.
+A UNIX socket that only its owner may open (0600). One line of JSON asks, ``{"cancel": 17}`` or
+``{"ping": true}``; one line of JSON answers, ``{"ok": ..., "reason": ..., "sentence": ...}``.
 """
 
 import json
@@ -8,24 +9,42 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineReceiver
+from twisted.protocols.policies import TimeoutMixin
 
+from fastagi import __version__
 from fastagi.completion.model import Request
 from fastagi.completion.service import CompletionService
 from fastagi.errors import FastagiError, Refused
 
 TIMEOUT = 10.0
+"""Seconds: to us for a question, to the server for its answer."""
 
 
 class ControlError(FastagiError):
-    """The running server cannot be reached."""
+    """The control socket cannot be made, or the server behind it does not answer."""
 
 
-class _Control(LineReceiver):
+class NotRunning(ControlError):
+    """There is no server behind the control socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server says: ``reason`` for programs, ``sentence`` for people."""
+
+    ok: bool
+    reason: str
+    sentence: str
+
+
+class _Control(LineReceiver, TimeoutMixin):
     transport: Any
     delimiter = b"\n"
     MAX_LENGTH = 1000
@@ -33,67 +52,95 @@ class _Control(LineReceiver):
     def __init__(self, service: CompletionService) -> None:
         self._service = service
 
+    def connectionMade(self) -> None:
+        self.setTimeout(TIMEOUT)
+
+    def connectionLost(self, reason: object = None) -> None:
+        self.setTimeout(None)
+
     def lineReceived(self, line: bytes) -> None:
+        self.setTimeout(None)
         try:
             asked = json.loads(line)
-            id = asked["cancel"]
-            if type(id) is not int:
-                raise ValueError("the id is no whole number")
-        except (ValueError, KeyError, TypeError) as error:
-            self._answer({"ok": False, "reason": "INVALID", "sentence": f"not understood: {error}"})
-        else:
-            self._service.cancel_id(id, self._cancelled)
+        except (ValueError, RecursionError):
+            asked = None
+        match asked:
+            case {"cancel": int(id)} if not isinstance(id, bool):
+                self._service.cancel_id(id, self._cancelled)
+            case {"ping": True}:
+                self._answer(Answer(True, "RUNNING", f"fastagi {__version__} is running"))
+            case _:
+                self._answer(Answer(False, "INVALID", "not understood"))
 
     def _cancelled(self, answer: object) -> None:
         if isinstance(answer, Refused):
-            self._answer({"ok": False, "reason": answer.reason, "sentence": str(answer)})
+            self._answer(Answer(False, answer.reason, str(answer)))
         else:
             assert isinstance(answer, Request)
             sentence = f"request {answer.id} of {answer.caller} for {answer.callee} is taken back"
-            self._answer({"ok": True, "reason": answer.reason, "sentence": sentence})
+            self._answer(Answer(True, answer.reason, sentence))
 
-    def _answer(self, values: dict[str, Any]) -> None:
-        if self.transport is not None:
-            self.transport.write(json.dumps(values).encode() + b"\n")
-            self.transport.loseConnection()
+    def _answer(self, answer: Answer) -> None:
+        self.transport.write(json.dumps(asdict(answer)).encode() + b"\n")
+        self.transport.loseConnection()
 
 
 def listen(reactor: Any, path: Path, service: CompletionService) -> Callable[[], object]:
     """Serve the control socket at ``path``; answers what stops it again. Raises `ControlError`."""
-    try:
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            path.unlink()  # of a server that is gone: a living one holds the database's lock
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise ControlError(f"the control socket {path} cannot be made: {error}") from error
     factory = Factory.forProtocol(lambda: _Control(service))
+    factory.noisy = False
     old = os.umask(0o177)  # so that there is no moment at which others may open it
     try:
+        if is_socket(path):
+            path.unlink()  # of a server that is gone: a living one holds the database's lock
         port = reactor.listenUNIX(str(path), factory, mode=0o600)
-    except Exception as error:
-        raise ControlError(f"the control socket {path} cannot be made: {error}") from error
+    except CannotListenError as error:
+        raise ControlError(f"the control socket {path} cannot be made: {error.socketError.strerror}") from error
+    except OSError as error:
+        raise ControlError(f"the control socket {path} cannot be made: {error.strerror}") from error
     finally:
         os.umask(old)
     stop: Callable[[], object] = port.stopListening
     return stop
 
 
-def cancel(path: Path, id: int) -> dict[str, Any]:
-    """Ask the running server to take back request ``id``: its answer, ``{ok, reason, sentence}``."""
+def is_socket(path: Path) -> bool:
+    """Whether there is a socket at ``path``; raises `ControlError` where something else is in its place."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise ControlError(f"the control socket {path} cannot be made: there is something else in its place")
+    return True
+
+
+def cancel(path: Path, id: int) -> Answer:
+    """Ask the running server to take back request ``id``; raises `ControlError`."""
+    return _ask(path, {"cancel": id})
+
+
+def ping(path: Path) -> Answer:
+    """Ask whether a server is running; raises `NotRunning` if none is, and `ControlError` if it is silent."""
+    return _ask(path, {"ping": True})
+
+
+def _ask(path: Path, question: dict[str, object]) -> Answer:
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(TIMEOUT)
             connection.connect(str(path))
-            connection.sendall(json.dumps({"cancel": id}).encode() + b"\n")
+            connection.sendall(json.dumps(question).encode() + b"\n")
             with connection.makefile("rb") as answer:
                 values = json.loads(answer.readline(10_000))
+        return Answer(bool(values["ok"]), str(values["reason"]), str(values["sentence"]))
     except FileNotFoundError:
-        raise ControlError(f"no server is running: there is no control socket {path}") from None
+        raise NotRunning(f"no server is running: there is no control socket {path}") from None
     except ConnectionRefusedError:
-        raise ControlError(f"no server is running: nobody answers at {path}") from None
+        raise NotRunning(f"no server is running: nobody answers at {path}") from None
     except PermissionError:
         raise ControlError(f"the control socket {path} is another user's: run this as Asterisk's user") from None
-    except (OSError, ValueError) as error:
-        raise ControlError(f"the server does not answer at {path}: {error}") from error
-    return dict(values)
+    except TimeoutError:
+        raise ControlError(f"the server does not answer at {path} within {TIMEOUT:g} s") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ControlError(f"the server does not answer at {path} as it should: {error!r}") from error

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from fastagi import control
@@ -17,7 +18,7 @@ from fastagi.completion.model import Request, State
 from fastagi.completion.ports import Timer
 from fastagi.completion.service import CompletionService
 from fastagi.config import Config
-from fastagi.errors import Refused
+from fastagi.errors import ConfigError, Refused
 from fastagi.pbx.callfile import LocalAgent, Spool, SpoolThread, recall_name
 from fastagi.pbx.devicestate import DeviceStates
 from fastagi.pbx.poll import Poller
@@ -129,10 +130,15 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
 
     offers, requests, last_id = store.load()
     _remove_leftovers(spool.spool, requests)
+    # Before anything is begun: a server that cannot listen rings nobody.
+    try:
+        port: Any = listen(reactor, config.listen_host, config.listen_port, server)
+    except CannotListenError as error:
+        where = f"{config.listen_host}:{config.listen_port}"
+        raise ConfigError([f"nobody can listen on {where}: {error.socketError.strerror}"]) from error
+    stop_control = control.listen(reactor, config.control, service)
     spool.start()
     service.start(offers, requests, last_id)
-    port: Any = listen(reactor, config.listen_host, config.listen_port, server)
-    stop_control = control.listen(reactor, config.control, service)
     log(f"fastagi answers on {config.listen_host}:{config.listen_port}; {len(requests)} requests are open")
 
     async def stop() -> None:

@@ -1,4 +1,6 @@
-"""A FastAGI server as a library: scripts are coroutines, see `serve`.
+"""A FastAGI server as a library.
+
+A script is a coroutine, and the variables that it returns are the last ones set::
 
     from fastagi.agi import serve
 

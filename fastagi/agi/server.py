@@ -27,7 +27,7 @@ from typing import Any
 from asterisk.agi import AGIError, AGIHangup, AGIResultHangup
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
@@ -36,7 +36,7 @@ from fastagi.agi import wire
 from fastagi.agi.commands import Commands
 from fastagi.agi.wire import MAX_BLOCK, MAX_LINE, Call, Environment, Replies, Reply, WireError
 
-log = Logger()
+_log = Logger()
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1"))
 BACKLOG = 1024  # with Twisted's 50, of 500 calls at once some wait longer to connect than Asterisk's 2 s
@@ -230,7 +230,7 @@ class Session(Commands, Protocol):
                 self._read_environment(self._environment, iter(lines))
         except WireError as fault:
             self._server.counters.faulty += 1
-            log.warn("A session was closed. {fault}", fault=str(fault))
+            _log.warn("A session was closed. {fault}", fault=str(fault))
             self._environment = None
             self._close(str(fault))
 
@@ -310,7 +310,7 @@ class Session(Commands, Protocol):
         if script is None:
             server.counters.unknown += 1
             text = "There is no script {script!r}, which {channel!r} asks for."
-            log.warn(text, script=call.script, channel=call.channel)
+            _log.warn(text, script=call.script, channel=call.channel)
             self.finish()
             return
         seconds = getattr(script, "deadline", server.deadline)
@@ -331,7 +331,7 @@ class Session(Commands, Protocol):
             self._server.counters.hung_up += 1
         else:
             self._server.counters.failed += 1
-            log.failure("The script {script!r} failed.", failure, script=self.call.script)
+            _log.failure("The script {script!r} failed.", failure, script=self.call.script)
         if not (self._finished or self._over):
             self.finish()
         self._stopped()
@@ -347,7 +347,7 @@ class Session(Commands, Protocol):
         if self._environment is None:
             self._server.counters.overdue += 1
             text = "The session of {channel!r} was cut off at its deadline, in the script {script!r}."
-            log.warn(text, script=self.call.script, channel=self.call.channel)
+            _log.warn(text, script=self.call.script, channel=self.call.channel)
         self._over = "The session was cut off at its deadline."
         self._deaf = True
         self.transport.abortConnection()
@@ -404,18 +404,18 @@ class Server(Factory):
 
     # -- whom, and how many
 
-    def buildProtocol(self, addr: IAddress | None) -> Session | None:
+    def buildProtocol(self, addr: Any) -> Session | None:
         """None makes Twisted close the connection at once."""
         host = getattr(addr, "host", None)
         if host is None or not self._allows(host):
             self.counters.refused += 1
-            log.warn("{host!r} is not allowed to connect.", host=host)
+            _log.warn("{host!r} is not allowed to connect.", host=host)
             return None
         if len(self.sessions) >= self.max_sessions:
             self.counters.crowded += 1
             if not self._crowded:  # one line for each time it gets full, not one for each call
                 self._crowded = True
-                log.warn("All {n} sessions are in use; new ones are closed.", n=self.max_sessions)
+                _log.warn("All {n} sessions are in use; new ones are closed.", n=self.max_sessions)
             return None
         if len(self.sessions) < self.max_sessions // 2:
             self._crowded = False

@@ -76,8 +76,9 @@ class Spool:
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.write(fd, text.encode("ascii"))
+                # Asterisk reads it and appends to it: it must own the file, or at least be of its group.
+                os.fchmod(fd, 0o660)
                 if os.geteuid() == 0:
-                    # Asterisk must own what it appends to and retries.
                     owner = self._spool.stat()
                     os.fchown(fd, owner.st_uid, owner.st_gid)
                 os.fsync(fd)

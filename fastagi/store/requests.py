@@ -107,6 +107,11 @@ class Reader:
             rows = list(self._db.table("requests").rows_where("id = ?", [id]))
             return _thing(Request, rows[0]) if rows else None
 
+    def offers(self) -> list[Offer]:
+        """The failed calls on record, oldest first."""
+        with _in_a_sentence(self._path):
+            return [_thing(Offer, row) for row in self._db.table("offers").rows_where(order_by="id")]
+
     def log(self, id: int) -> list[LogEntry]:
         """What happened to request ``id``, in order."""
         with _in_a_sentence(self._path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -10,8 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+from fastagi.completion.model import OPEN, Request
+from fastagi.store.requests import Reader
 from tests.lab.asterisk import Asterisk
 
 DIALPLAN = Path(__file__).parents[2] / "dialplan"
@@ -91,13 +91,13 @@ class Server:
         command = [sys.executable, "-m", "fastagi", words[0], "--config", str(self.config), *words[1:]]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    def requests(self) -> list[dict[str, Any]]:
-        """The open requests."""
-        return list(json.loads(self.cli("list", "--json")))
+    def requests(self) -> list[Request]:
+        """The open requests, as the database has them."""
+        return Reader(self.store).requests(open_only=True)
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Request]:
         """The requests that ended, the latest first."""
-        return list(json.loads(self.cli("history", "--json")))
+        return [r for r in Reader(self.store).requests() if r.state not in OPEN]
 
     def log_lines(self, containing: str = "") -> list[str]:
         return [line for line in self.log.read_text().splitlines() if containing in line]

@@ -576,11 +576,12 @@ def test_what_a_pattern_matches(read: Read, pattern: str, matching: str, other: 
 
 
 # As "dialplan show" of Asterisk 22 lists them.
-ORDER = (
+LISTED = (
     "_# _*X _+49! _+X. _25X _2[0-4]XX _2[1-35-9]XX _2X5 _2XXX. _2XXX! _2XXX _2XX. _2XX! _[2]XX _2X _2. _2!"
     " _[*#]X. _[12]X _[13]X _[15]. _[24]X _[1-4]XXX _[1-33-4]X _[1-5]X _N[0-4]X _[2-9]X5 _N. _N _Z[0-4]X _Z"
     " _X25 _XXXX _[0-9]XX. _XXX _XX _X _[0-9*]5 _[0-9*]X _. _!"
-).split(" ")
+)
+ORDER = LISTED.split()
 
 # Which of them Asterisk 22 takes for a number: the first line of "dialplan show 2550@context".
 WINNERS = {

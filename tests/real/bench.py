@@ -1,0 +1,242 @@
+"""A real Asterisk, the real server and SIP phones on one bench, with the words a test is written in."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fastagi.completion.model import Offer, Request
+from fastagi.store.requests import Reader
+from tests.lab.asterisk import Asterisk
+from tests.lab.asterisk import Phone as Endpoint
+from tests.lab.asterisk import Trunk
+from tests.lab.install import Tree
+from tests.lab.phone import Call, Phone, PhoneTimeout
+from tests.lab.server import DIALPLAN, Server, free_tcp_port
+
+NAMES = {"1000": "Alice", "2000": "Bob", "3000": "Carol", "4000": "Dave"}
+QUICK = "defaults: {poll_interval: 0.1, cc_recall_timer: 5, cc_retry_timer: 1}\n"
+
+# What a site writes, and what shows a test how its calls went.
+SITE = """\
+[general]
+[globals]
+CC_AGI=agi://127.0.0.1:{port}
+#include "{dialplan}/*.conf"
+
+[phones]
+include => cc-features
+include => site
+exten => h,1,Verbose(1,site-h ${{CHANNEL}} dial=${{DIALSTATUS}} offered=${{CC_OFFERED}}/${{CC_REASON}} \
+request=${{CC_REQUEST_RESULT}}/${{CC_REQUEST_REASON}} cancel=${{CC_CANCEL_RESULT}}/${{CC_CANCEL_REASON}} \
+pending=${{CC_PENDING}}/${{CC_PENDING_LIST}})
+
+[site]
+exten => _[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}},{ring}))
+ same => n,Verbose(1,site-back ${{CHANNEL}} dial=${{DIALSTATUS}} absolute=${{TIMEOUT(absolute)}} \
+exit=${{AGIEXITONHANGUP}} offered=${{CC_OFFERED}})
+ same => n,Hangup(${{HANGUPCAUSE}})
+; no such number
+exten => 9999,1,Gosub(cc-dial,s,1(PJSIP/2000/sip:nobody@127.0.0.1:{nowhere},3))
+ same => n,Hangup()
+exten => 8888,1,Gosub(cc-dial,s,1(PJSIP/trunk/sip:8888@127.0.0.1:{trunk},5))
+ same => n,Hangup(${{HANGUPCAUSE}})
+; what a site has of its own around its calls
+exten => _7X000,1,Set(TIMEOUT(absolute)=60)
+ same => n,Set(AGIEXITONHANGUP=mine)
+ same => n,Goto(${{EXTEN:1}},1)
+exten => _6X000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:2}},{ring},U(site-up^${{EXTEN}})b(site-pre^s^1),${{EXTEN:2}}))
+ same => n,Hangup()
+; a call that stays up
+exten => 5555,1,Answer()
+ same => n,Wait(600)
+; without cc-dial: plain Dial
+exten => _5[1-4]000,1,Dial(PJSIP/${{EXTEN:1}},{ring})
+ same => n,Hangup()
+
+[site-up]
+exten => s,1,Verbose(1,site-up ${{ARG1}})
+ same => n,Return()
+[site-pre]
+exten => s,1,Verbose(1,site-pre ${{CHANNEL}})
+ same => n,Return()
+
+[trunk]
+exten => _[1-4]000,1,Goto(phones,${{EXTEN}},1)
+; as careless as a site can be
+exten => _X!,1,Gosub(cc-dial,s,1(PJSIP/2000,5))
+ same => n,Hangup(${{HANGUPCAUSE}})
+{more}
+"""
+
+
+class Bench:
+    """Phones 1000 to 4000 on one Asterisk, and the server beside it."""
+
+    def __init__(self, folder: Path, tree: Tree) -> None:
+        self.folder = folder
+        self.asterisk = Asterisk(folder / "asterisk", tree, say=lambda line: None)
+        self.port = free_tcp_port()
+        self.trunk_port = free_tcp_port()
+        self.configure()
+        self.server = Server(folder / "fastagi", self.asterisk, QUICK, port=self.port)
+        self.phones: dict[str, Phone] = {}
+        self._extra: list[Phone] = []
+        self._mark = 0
+
+    def dialplan(self, ring: int = 20, more: str = "") -> str:
+        return SITE.format(
+            port=self.port, dialplan=DIALPLAN, ring=ring, trunk=self.trunk_port, nowhere=9, more=more
+        )
+
+    def configure(self) -> None:
+        phones = [Endpoint(number, name) for number, name in NAMES.items()]
+        self.asterisk.configure(self.dialplan(), phones, [Trunk("trunk", "127.0.0.1", self.trunk_port)])
+
+    # Before and after each test
+
+    def fresh(self, config: str = QUICK) -> None:
+        """Nothing recorded, nothing pending, all phones registered and idle."""
+        self.clear()
+        for path in self.server.folder.glob("fastagi.db*"):
+            path.unlink()
+        self.server.log.unlink(missing_ok=True)
+        self.server.configure(config)
+        self.server.start()
+        for number, name in NAMES.items():
+            self.phones[number] = Phone(number, self.asterisk.sip_address, name=name).start()
+            self.phones[number].register()
+        self.asterisk.reload_dialplan(self.dialplan())
+        self._mark = len(self.asterisk.log_lines())
+
+    def clear(self) -> None:
+        for phone in (*self.phones.values(), *self._extra):
+            phone.close()
+        self._extra.clear()
+        self.phones.clear()
+        self.server.stop()
+        self.until(lambda: not self.asterisk.channels(), "all channels are gone", 10)
+
+    def reconfigure(self, config: str) -> None:
+        self.server.stop()
+        self.server.configure(config)
+        self.server.start()
+
+    def another(self, number: str, **options: Any) -> Phone:
+        """One more phone, not registered yet."""
+        phone = Phone(number, self.asterisk.sip_address, **options).start()
+        self._extra.append(phone)
+        return phone
+
+    # Words
+
+    def until(self, true: Callable[[], object], what: str, timeout: float = 5.0) -> None:
+        end = time.monotonic() + timeout
+        while not true():
+            if time.monotonic() > end:
+                raise AssertionError(f"not within {timeout} s: {what}\n{self.evidence()}")
+            time.sleep(0.02)
+
+    def site_lines(self, text: str) -> list[str]:
+        """Lines of Asterisk's log since this test began."""
+        return [line for line in self.asterisk.log_lines()[self._mark :] if text in line]
+
+    def talk(self, one: str, other: str) -> Call:
+        """``one`` calls ``other`` and they talk; answers one's call. Whoever else calls them meets busy."""
+        self.phones[other].answer = "answer"
+        call = self.phones[one].dial(f"5{other}").wait_answered()
+        self.forget(other)
+        self.phones[one].answer = self.phones[other].answer = "busy"
+        return call
+
+    def forget(self, number: str) -> None:
+        """The calls this phone has had so far are not the ones a test waits for."""
+        with contextlib.suppress(PhoneTimeout):
+            while True:
+                self.phones[number].expect_call(0)
+
+    def meets_busy(self, caller: str, callee: str) -> None:
+        """A call that fails for busy; the phones' own behaviour is left as it was."""
+        phone = self.phones[callee]
+        before, phone.answer = phone.answer, "busy"
+        self.phones[caller].dial(callee).wait_status(486)
+        phone.answer = before
+        self.forget(callee)
+
+    def asks(self, caller: str, code: str = "*30") -> str:
+        """Dials a code, listens until it is said and done: ``RESULT/REASON`` of what the site's h saw."""
+        count = len(self.site_lines("site-h"))
+        call = self.phones[caller].dial(code).wait_answered()
+        call.wait_ended(10)
+        self.until(lambda: len(self.site_lines("site-h")) > count, f"the site's h after {code}")
+        key = {"*30": "request", "*31": "cancel", "*32": "pending"}[code[:3]]
+        found = re.search(rf"{key}=(\S*)", self.site_lines("site-h")[-1])
+        assert found, self.site_lines("site-h")
+        return found[1]
+
+    def busy_and_asked(self, caller: str = "1000", callee: str = "2000", other: str = "3000") -> Call:
+        """The callee talks to another, the caller meets busy and asks; answers the callee's call."""
+        talk = self.talk(callee, other)
+        self.meets_busy(caller, callee)
+        assert self.asks(caller) == "SUCCESS/"
+        self.phones[callee].answer = "ring"
+        return talk
+
+    def recalled(self, caller: str = "1000", timeout: float = 5.0) -> Call:
+        """The recall that rings the caller."""
+        call = self.phones[caller].expect_call(timeout)
+        assert call.from_name.endswith("(callback)"), call.from_name
+        return call
+
+    def connects(self, recall: Call, callee: str) -> Call:
+        """The caller picks up his recall, the callee his phone: they talk. Answers the callee's call."""
+        recall.answer()
+        call = self.phones[callee].expect_call()
+        call.ring()
+        call.answer()
+        call.wait_answered()
+        return call
+
+    def ended(self, reason: str, timeout: float = 5.0) -> Request:
+        """The latest request to end, once it has ended for ``reason``."""
+
+        def over() -> bool:
+            history = self.server.history()
+            return bool(history) and history[0].reason == reason
+
+        self.until(over, f"a request ends for {reason}", timeout)
+        return self.server.history()[0]
+
+    def offers(self) -> list[Offer]:
+        """The failed calls on record."""
+        return Reader(self.server.store).offers()
+
+    def device(self, number: str) -> str:
+        """Asterisk's own word for this phone's state."""
+        return self.asterisk.cli(f"dialplan eval function DEVICE_STATE(PJSIP/{number})")
+
+    def played(self) -> list[str]:
+        """The prompts that were played since this test began."""
+        return re.findall(r"Playing '([^'.]+)", "\n".join(self.site_lines("Playing '")))
+
+    def quiet(self, number: str, seconds: float) -> None:
+        """This phone is not called in that time."""
+        self.phones[number].no_call(seconds)
+
+    def evidence(self) -> str:
+        lines = self.server.log_lines()[-30:] if self.server.log.exists() else []
+        return "\n".join(["the server's log:", *lines, "channels:", *self.asterisk.channels()])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Bench]:
+        with self.asterisk:
+            try:
+                yield self
+            finally:
+                for phone in (*self.phones.values(), *self._extra):
+                    phone.close(abruptly=True)
+                self.server.kill()
