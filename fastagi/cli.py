@@ -50,14 +50,17 @@ class _Sentences(click.Group):
         except FastagiError as error:
             for line in str(error).splitlines():
                 click.echo(clean(line), err=True)
-            ctx.exit(1)
+        except PermissionError as error:
+            sentence = f"{error.filename} is closed to {_name(os.geteuid())}: run this as Asterisk's user"
+            click.echo(clean(sentence), err=True)
+        ctx.exit(1)
 
 
 _config = click.option(
     "--config",
     "path",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # `load` tells what is wrong with it
     help=f"The configuration; without it {DEFAULT_PATH}.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON, instants as ISO 8601.")
@@ -366,7 +369,9 @@ def _findings(path: Path | None) -> Iterator[Finding]:
         yield from (Finding("configuration", Result.FAULT, fault) for fault in error.faults)
         return
     if path is None and not DEFAULT_PATH.exists():
-        yield Finding("configuration", Result.NOTE, f"there is no {DEFAULT_PATH}: the documented defaults hold")
+        yield Finding(
+            "configuration", Result.NOTE, f"there is no {DEFAULT_PATH}: the documented defaults hold"
+        )
     else:
         yield Finding("configuration", Result.OK, f"{path or DEFAULT_PATH} is in order")
     yield from _door(config)
@@ -437,9 +442,11 @@ def _mount(folder: Path) -> tuple[int, str]:
 def _store_fault(store: Path) -> str:
     if fault := _folder_fault(store.parent):
         return f"{fault}; it is to hold the database {store.name}"
+    if store.is_dir():
+        return f"{store} is a folder: store must be the database's file"
     files = [store, *(Path(f"{store}{end}") for end in (".lock", "-wal", "-shm"))]
     if closed := [str(f) for f in files if f.exists() and not os.access(f, os.R_OK | os.W_OK)]:
-        return f"{' and '.join(closed)} may not be written to by {_name(os.geteuid())}: make them his"
+        return f"{' and '.join(closed)} may not be written to by {_name(os.geteuid())}; change the owner"
     return ""
 
 
@@ -461,8 +468,12 @@ def _user(config: Config) -> Iterator[Finding]:
 
 
 def _database(config: Config) -> Iterator[Finding]:
+    if _folder_fault(config.store.parent):
+        return  # told by the store's own check
     if not config.store.exists():
-        yield Finding("database", Result.OK, f"there is no {config.store} yet: the first fastagi serve makes it")
+        yield Finding(
+            "database", Result.OK, f"there is no {config.store} yet: the first fastagi serve makes it"
+        )
         return
     try:
         requests = Reader(config.store).requests()

@@ -46,6 +46,7 @@ class Answer:
 
 class _Control(LineReceiver, TimeoutMixin):
     transport: Any
+    setTimeout: Any
     delimiter = b"\n"
     MAX_LENGTH = 1000
 
@@ -95,7 +96,9 @@ def listen(reactor: Any, path: Path, service: CompletionService) -> Callable[[],
             path.unlink()  # of a server that is gone: a living one holds the database's lock
         port = reactor.listenUNIX(str(path), factory, mode=0o600)
     except CannotListenError as error:
-        raise ControlError(f"the control socket {path} cannot be made: {error.socketError.strerror}") from error
+        raise ControlError(
+            f"the control socket {path} cannot be made: {error.socketError.strerror}"
+        ) from error
     except OSError as error:
         raise ControlError(f"the control socket {path} cannot be made: {error.strerror}") from error
     finally:
@@ -139,7 +142,9 @@ def _ask(path: Path, question: dict[str, object]) -> Answer:
     except ConnectionRefusedError:
         raise NotRunning(f"no server is running: nobody answers at {path}") from None
     except PermissionError:
-        raise ControlError(f"the control socket {path} is another user's: run this as Asterisk's user") from None
+        raise ControlError(
+            f"the control socket {path} is another user's: run this as Asterisk's user"
+        ) from None
     except TimeoutError:
         raise ControlError(f"the server does not answer at {path} within {TIMEOUT:g} s") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

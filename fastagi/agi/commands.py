@@ -64,7 +64,10 @@ class Commands:
     # expression may be put together from what a caller or another PBX sent.
 
     async def get_variable(self, name: str) -> str | None:
-        """The value, or None where it is not set."""
+        """The value, or None where it is not set.
+
+        Asterisk cuts it after 1,023 bytes and does not say so; what get_full_variable gives is whole.
+        """
         return _found(await self.command("GET", "VARIABLE", name))
 
     async def get_full_variable(self, expression: str, channel: str | None = None) -> str | None:
@@ -103,9 +106,10 @@ class Commands:
         if (await self.command("DATABASE", "PUT", family, key, value)).result != "1":
             raise AGIDBError(f"Asterisk could not store {key!a} in the family {family!a}.")
 
-    async def database_del(self, family: str, key: str) -> bool:
-        """Whether there was such a key."""
-        return (await self.command("DATABASE", "DEL", family, key)).result == "1"
+    async def database_del(self, family: str, key: str) -> None:
+        """Asterisk does not say whether there was such a key."""
+        if (await self.command("DATABASE", "DEL", family, key)).result != "1":
+            raise AGIDBError(f"Asterisk could not delete {key!a} from the family {family!a}.")
 
 
 def _given(word: str | None) -> tuple[str, ...]:

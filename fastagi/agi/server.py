@@ -276,8 +276,8 @@ class Session(Commands, Protocol):
                 self._send(line)
         if self._finished and self._pending is None:
             self._leave()
-        if asked is not None and not asked.called:
-            asked.callback(answer)
+        if asked is not None:
+            asked.callback(answer)  # if it was cancelled meanwhile, Twisted drops the answer
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         server = self._server
@@ -293,8 +293,7 @@ class Session(Commands, Protocol):
         self._pending = None
         self._queue.clear()
         for deferred in asked:
-            if not deferred.called:
-                deferred.errback(AGIHangup(self._over))
+            deferred.errback(AGIHangup(self._over))
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.callback(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ class Server:
         self.log = folder / "fastagi.log"
         self.config = folder / "fastagi.yaml"
         self.store = folder / "fastagi.db"
+        self.limit_file_size = 0  # bytes; 0: none
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         # A UNIX socket's path is short; a test's folder may not be.
@@ -55,6 +57,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=self._limit if self.limit_file_size else None,
             )
         end = time.monotonic() + START_TIMEOUT
         while time.monotonic() < end:
@@ -65,6 +68,11 @@ class Server:
                     return self
             time.sleep(0.02)
         raise RuntimeError(f"fastagi did not answer within {START_TIMEOUT} s")
+
+    def _limit(self) -> None:
+        # Beyond the limit a write fails; ignoring the signal lets it fail with an error rather than die.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit_file_size, self.limit_file_size))
 
     @property
     def pid(self) -> int:

@@ -1,0 +1,239 @@
+"""The control socket: a real one, with the rules behind it replaced by a list of what they were asked."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.threads import deferToThread
+
+from fastagi import __version__, control
+from fastagi.completion.model import Context, Device, Number, Request, Service, State
+from fastagi.control import Answer, ControlError, NotRunning
+from fastagi.errors import Refused
+
+REQUEST = Request(
+    id=17,
+    caller=Number("1001"),
+    caller_devices=(Device("PJSIP/1001"),),
+    caller_context=Context("phones"),
+    callee=Number("1002"),
+    callee_devices=(Device("PJSIP/1002"),),
+    service=Service.CCBS,
+    state=State.QUEUED,
+    why="was busy (BUSY, cause 17)",
+)
+
+
+class Rules:
+    """Stands for the CompletionService: request 17 can be taken back, no other."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def cancel_id(self, id: int, done: Callable[[object], None]) -> None:
+        self.asked.append(id)
+        if id == 17:
+            done(replace(REQUEST, state=State.ENDED, reason="CANCELLED"))
+        else:
+            done(Refused("NO_SUCH_REQUEST", f"there is no open request {id}"))
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:  # shorter than tmp_path: a socket's path must be
+        yield Path(folder) / "s"
+
+
+@asynccontextmanager
+async def listening(path: Path, rules: Rules | None = None) -> AsyncIterator[Rules]:
+    rules = rules or Rules()
+    stop = control.listen(reactor, path, cast(Any, rules))
+    try:
+        yield rules
+    finally:
+        await maybeDeferred(stop)
+
+
+def raw(path: Path, question: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(question)
+        with connection.makefile("rb") as answer:
+            return answer.read()
+
+
+def in_thread(work: Callable[..., Any], *args: object) -> Deferred[Any]:
+    """The command line blocks, and here shares a process with the server."""
+    return deferToThread(work, *args)
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_request_is_taken_back(path: Path) -> None:
+    async with listening(path) as rules:
+        answer = await in_thread(control.cancel, path, 17)
+    assert answer == Answer(True, "CANCELLED", "request 17 of 1001 for 1002 is taken back")
+    assert rules.asked == [17]
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_the_refusal_of_the_rules_is_handed_on(path: Path) -> None:
+    async with listening(path):
+        answer = await in_thread(control.cancel, path, 18)
+    assert answer == Answer(False, "NO_SUCH_REQUEST", "there is no open request 18")
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_ping_tells_the_version_and_asks_nothing_of_the_rules(path: Path) -> None:
+    async with listening(path) as rules:
+        answer = await in_thread(control.ping, path)
+    assert answer == Answer(True, "RUNNING", f"fastagi {__version__} is running")
+    assert rules.asked == []
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        b"",
+        b"cancel 17",
+        b"17",
+        b"[17]",
+        b"{}",
+        b'{"cancel": "17"}',
+        b'{"cancel": true}',
+        b'{"cancel": 17.0}',
+        b'{"cancel": null}',
+        b'{"ping": false}',
+        b"\xff\xfe",
+        b"[" * 990,
+        b'{"cancel": ' + b"9" * 900,
+    ],
+)
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_what_is_no_question_is_answered_so(path: Path, question: bytes) -> None:
+    async with listening(path) as rules:
+        answer = await in_thread(raw, path, question + b"\n")
+    assert json.loads(answer) == {"ok": False, "reason": "INVALID", "sentence": "not understood"}
+    assert rules.asked == []
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_line_without_an_end_is_cut_off(path: Path) -> None:
+    async with listening(path) as rules:
+        assert await in_thread(raw, path, b"x" * 2000) == b""
+        assert (await in_thread(control.ping, path)).ok
+    assert rules.asked == []
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_who_says_nothing_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "TIMEOUT", 0.01)
+    async with listening(path):
+        assert await in_thread(raw, path, b"") == b""
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_only_its_owner_may_open_the_socket_and_it_is_gone_afterwards(path: Path) -> None:
+    async with listening(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_the_process_keeps_its_umask(path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        async with listening(path):
+            assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(old)
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_the_socket_of_a_server_that_died_is_replaced(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(NotRunning, match=f"^no server is running: nobody answers at {path}$"):
+        control.ping(path)
+    async with listening(path):
+        assert (await in_thread(control.ping, path)).ok
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_something_else_in_its_place_is_left_as_it_is(path: Path, kind: str) -> None:
+    other = path.with_name("other")
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(other)
+        other.write_text("mine")
+    before = path.lstat()
+    with pytest.raises(ControlError) as caught:
+        control.listen(reactor, path, cast(Any, Rules()))
+    assert str(caught.value) == (
+        f"the control socket {path} cannot be made: there is something else in its place"
+    )
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize(
+    "parent, why", [("nowhere", "No such file or directory"), ("file", "Not a directory")]
+)
+def test_without_its_folder_it_cannot_be_made(path: Path, parent: str, why: str) -> None:
+    path.with_name("file").touch()
+    place = path.with_name(parent) / "s"
+    with pytest.raises(ControlError) as caught:
+        control.listen(reactor, place, cast(Any, Rules()))
+    assert str(caught.value) == f"the control socket {place} cannot be made: {why}"
+    del caught
+    gc.collect()  # Twisted leaves the socket that it could not bind to the garbage collector
+
+
+def test_without_a_socket_no_server_is_running(path: Path) -> None:
+    with pytest.raises(NotRunning, match=f"^no server is running: there is no control socket {path}$"):
+        control.cancel(path, 17)
+
+
+def test_a_server_that_stays_silent(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "TIMEOUT", 0.01)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        with pytest.raises(ControlError, match=f"^the server does not answer at {path} within 0.01 s$"):
+            control.cancel(path, 17)
+
+
+@pytest.mark.parametrize("answer", [b"", b"hello\n", b"[1]\n", b'{"ok": true}\n', b"null\n", b"\xff\n"])
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_another_server_behind_the_socket(path: Path, answer: bytes) -> None:
+    def speak(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        other.settimeout(5)
+        spoken = in_thread(speak, other)
+        with pytest.raises(ControlError, match=f"^the server does not answer at {path} as it should: "):
+            await in_thread(control.ping, path)
+        await spoken
