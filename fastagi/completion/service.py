@@ -191,8 +191,15 @@ class CompletionService:
         self._event(lambda now: self._call_over(recall_id, dialstatus, cause, now), done, keep=True)
 
     def call_gone(self, recall_id: str) -> None:
-        """The CC call's channels do not exist any more."""
-        self._turn_event(recall_id, machine.CallLost(), ignore)
+        """The recall's channels do not exist any more, and nobody has told what became of it."""
+
+        def work(now: float) -> object:
+            request = self._of_recall(recall_id)
+            ringing = request.state is State.READY
+            lost = machine.RecallLost("the recall is gone, unheard") if ringing else machine.CallLost()
+            return self._apply(request, lost, now)
+
+        self._event(work, keep=True)
 
     # What the devices tell
 
@@ -356,7 +363,7 @@ class CompletionService:
             del self._levels[device]
             self._idle_since.pop(device, None)
         self._wanted = wanted
-        calls = frozenset(r.recall_id for r in self.book.requests() if r.state is State.CALLING)
+        calls = frozenset(r.recall_id for r in self.book.requests() if r.taken)
         self._monitor.watch(wanted, calls)
 
     def _next_due(self) -> float | None:

@@ -25,10 +25,12 @@ from fastagi.pbx.callfile import Spool, SpoolThread, poll_name, poll_text
 from fastagi.pbx.devicestate import DeviceStates
 
 CALL_INTERVAL = 2.0
-"""Seconds between two looks whether a CC call's channels still exist."""
+"""Seconds between two looks whether a recall's channels still exist."""
 OPEN_WITHIN = 5.0
 """Seconds that Asterisk is given to open the session before it is asked again, more later."""
 OPEN_AT_MOST = 30.0
+ANSWER_WITHIN = 5.0
+"""Seconds for one answer: a command that fails inside Asterisk may get none."""
 
 
 class Question(Protocol):
@@ -199,6 +201,7 @@ class Poller:
 
     async def _ask(self, session: Session) -> None:
         """The next thing to say, or a wait until there is one."""
+        session.bound(ANSWER_WITHIN)
         if self._hang_ups:
             try:
                 await session.hangup(self._hang_ups.popleft())
@@ -209,6 +212,7 @@ class Poller:
             return
         now = self._reactor.seconds()
         if not self._due or self._due[0][0] > now:
+            session.bound(None)
             await self._sleep(self._due[0][0] - now if self._due else None)
             return
         at, _, question = heapq.heappop(self._due)

@@ -46,10 +46,10 @@ exten => 9999,1,Gosub(cc-dial,s,1(PJSIP/2000/sip:nobody@127.0.0.1:{nowhere},3))
 exten => 8888,1,Gosub(cc-dial,s,1(PJSIP/trunk/sip:8888@127.0.0.1:{trunk},5))
  same => n,Hangup(${{HANGUPCAUSE}})
 ; what a site has of its own around its calls
-exten => _7X000,1,Set(TIMEOUT(absolute)=60)
+exten => _7[1-4]000,1,Set(TIMEOUT(absolute)=60)
  same => n,Set(AGIEXITONHANGUP=mine)
  same => n,Goto(${{EXTEN:1}},1)
-exten => _6X000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:2}},{ring},U(site-up^${{EXTEN}})b(site-pre^s^1),${{EXTEN:2}}))
+exten => _6[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:1}},{ring},U(site-up^${{EXTEN}})b(site-pre^s^1),${{EXTEN:1}}))
  same => n,Hangup()
 ; a call that stays up
 exten => 5555,1,Answer()
