@@ -481,7 +481,7 @@ def _database(config: Config) -> Iterator[Finding]:
         yield Finding("database", Result.FAULT, str(error))
     else:
         ended = sum(bool(r.ended_at) for r in requests)
-        sentence = f"{config.store} has {len(requests) - ended} open requests, and {ended} that ended"
+        sentence = f"{config.store} can be read; requests: {len(requests) - ended} open, {ended} ended"
         yield Finding("database", Result.OK, sentence)
 
 

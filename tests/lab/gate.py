@@ -1,4 +1,4 @@
-"""What contrib/test adds to pytest: those with a real Asterisk come last, and in CI none of them is skipped."""
+"""What contrib/test adds to pytest: tests on the real Asterisk come last, and CI skips none of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small office for contrib/lab and contrib/demo: three extensions on one Asterisk, and fastagi beside it."""
+"""A small office: three extensions on one Asterisk, and fastagi beside it; for contrib/lab and contrib/demo."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def hints(folder: Path, sip_port: int) -> list[str]:
     return [
         f"Phones     {people} at {HOST}:{sip_port}, UDP; user and password are the number.",
         "           *30 asks to be called back, *31 takes that back, *32 tells how many are open.",
-        f"Asterisk   {_shell(here / 'asterisk-cli')}   (its console: asterisk -r through the lab's own loader)",
+        f"Asterisk   {_shell(here / 'asterisk-cli')}   (asterisk -r, through its own loader)",
         f"           {_shell(here / 'asterisk-cli')} -x 'core show channels'",
         f"fastagi    .venv/bin/fastagi list --config {_shell(here / 'fastagi/fastagi.yaml')}",
         "           likewise history, and with a request's number: show, cancel",

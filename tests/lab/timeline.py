@@ -25,24 +25,24 @@ class Timeline:
         seconds = (time.monotonic() if at is None else at) - self.zero
         lines = textwrap.wrap(what, WIDTH - 20)
         head = f"{seconds:7.2f} s  " + self._coloured(f"{who:8}", COLOURS.get(who, "0"))
-        self._print(f"{head}  {lines[0]}")
+        self.line(f"{head}  {lines[0]}")
         for line in lines[1:]:
-            self._print(" " * 20 + line)
+            self.line(" " * 20 + line)
 
     def title(self, text: str) -> None:
-        self._print("")
-        self._print(self._coloured(text, "1"))
+        self.line("")
+        self.line(self._coloured(text, "1"))
 
     def note(self, text: str, indent: int = 2) -> None:
         for line in textwrap.wrap(text, WIDTH - indent):
-            self._print(self._coloured(" " * indent + line, "2"))
+            self.line(self._coloured(" " * indent + line, "2"))
 
     def verdict(self, text: str, good: bool) -> None:
-        self._print("")
-        self._print(self._coloured(text, "1;32" if good else "1;31"))
+        self.line("")
+        self.line(self._coloured(text, "1;32" if good else "1;31"))
 
     def _coloured(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colours else text
 
-    def _print(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+    def line(self, text: str) -> None:
+        print(text, file=self._out, flush=True)

@@ -216,7 +216,7 @@ def test_a_span_in_words(seconds: float, text: str) -> None:
 @pytest.mark.usefixtures("at_now")
 def test_in_a_wide_table_the_names_give_way_and_the_numbers_do_not(site: Site) -> None:
     site.configure(
-        'extensions:\n  "1001": {name: The reception of the second floor, left}\n  "1002": {name: Bob}\n'
+        'extensions:\n  "1001": {name: The reception of the second floor at the back}\n  "1002": {name: Bob}\n'
     )
     site.save(request(7, callee=Number("0049891234567890")))
     head, line = site.lines("list")
@@ -420,7 +420,14 @@ def test_help_names_every_command() -> None:
         [sys.executable, "-m", "fastagi", "--help"], check=True, capture_output=True, text=True
     )
     commands = printed.stdout.partition("Commands:\n")[2]
-    assert re.findall(r"^  (\w+)", commands, re.MULTILINE) == ["cancel", "check", "history", "list", "serve", "show"]
+    assert re.findall(r"^  (\w+)", commands, re.MULTILINE) == [
+        "cancel",
+        "check",
+        "history",
+        "list",
+        "serve",
+        "show",
+    ]
 
 
 def test_a_reader_who_leaves_early_is_no_fault(site: Site) -> None:
@@ -488,7 +495,7 @@ def test_check_finds_all_well_and_changes_nothing(site: Site) -> None:
         "temp": ("ok", f"call files can move from {site.temp} into the spool"),
         "store": ("ok", f"the database can be written in {site.state}"),
         "user": ("ok", f"the spool's owner is {me}, and this ran as {me}"),
-        "database": ("ok", f"{site.store} has 1 open requests, and 2 that ended"),
+        "database": ("ok", f"{site.store} can be read; requests: 1 open, 2 ended"),
         "control": ("ok", f"no server is running: there is no control socket {site.control}"),
         "port": ("ok", f"127.0.0.1:{site.port} is free"),
     }
@@ -660,22 +667,18 @@ def test_check_as_root_beside_another_users_spool(site: Site) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
     os.chown(site.spool, 4711, 4711)
-    assert site.findings()["user"] == (
-        "note",
-        "this ran as root, who may do everything; the spool's owner is user 4711: run it, and fastagi serve,"
-        " as user 4711",
-    )
+    sentence = "this ran as root, who may do everything; the spool's owner is user 4711"
+    sentence += ": run it, and fastagi serve, as user 4711"
+    assert site.findings()["user"] == ("note", sentence)
     assert site.run("check").exit_code == 0
 
 
 def test_check_as_a_user_who_is_not_asterisks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = cli._name(os.geteuid())
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    assert site.findings()["user"] == (
-        "fault",
-        "this ran as user 4711, whose call files Asterisk cannot use; "
-        f"the spool's owner is {owner}: run fastagi as {owner}",
-    )
+    sentence = "this ran as user 4711, whose call files Asterisk cannot use"
+    sentence += f"; the spool's owner is {owner}: run fastagi as {owner}"
+    assert site.findings()["user"] == ("fault", sentence)
     assert site.run("check").exit_code == 1
 
 
@@ -783,7 +786,7 @@ def test_check_beside_a_running_server(site: Site, serving: Serving) -> None:
     assert findings["control"] == ("ok", f"{running}, and answers at {site.control}")
     assert findings["port"] == ("ok", f"127.0.0.1:{site.port} is in use by the running fastagi")
     assert site.run("check").exit_code == 0
-    site.configure(listen="127.0.0.2:0".replace(":0", f":{site.port}"))
+    site.configure(listen=f"127.0.0.2:{site.port}")
     assert site.findings()["port"] == (
         "note",
         f"127.0.0.2:{site.port} is free, though {running}: start it again with this configuration",

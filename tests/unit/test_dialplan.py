@@ -1,0 +1,71 @@
+"""The dialplan that is shipped: it parses, and it and the server name the same scripts and variables."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from asterisk.config import Config
+
+from fastagi import daemon
+from fastagi.agi.routes import _NO, ROUTES
+
+TOP = Path(__file__).parents[2]
+FILES = sorted((TOP / "dialplan").glob("*.conf"))
+TEXT = "".join(path.read_text() for path in FILES)
+CONTEXTS = {"cc-agi", "cc-ask", "cc-call", "cc-dial", "cc-features", "cc-note", "cc-poll", "cc-recall"}
+
+
+def code(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(";"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pyst2 leaves it open
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_pyst2_reads_it(path: Path) -> None:
+    config = Config(str(path))
+    assert config.categories
+    for category in config.categories:
+        assert category.name in CONTEXTS
+        assert category.items
+
+
+def test_each_context_is_there_once() -> None:
+    names = re.findall(r"^\[(.+)\]", TEXT, re.MULTILINE)
+    assert sorted(names) == sorted(CONTEXTS)
+
+
+def test_no_globals_inside() -> None:
+    assert "[globals]" not in code(TEXT) and "[general]" not in code(TEXT)
+
+
+def test_each_script_has_a_route_and_each_route_a_caller() -> None:
+    called = set(re.findall(r"cc-agi,s,1\((\w+)", code(TEXT))) | set(re.findall(r"AGI}/(\w+)", code(TEXT)))
+    assert called == {*ROUTES, "poll"}
+    assert 'scripts["poll"]' in Path(daemon.__file__).read_text()
+    assert ROUTES.keys() == _NO.keys()
+
+
+def test_nothing_asks_the_server_but_under_the_bound() -> None:
+    """One AGI() under TIMEOUT(absolute), and that of the poll session, whose channel is nobody's call."""
+    lines = [line for line in code(TEXT).splitlines() if re.search(r"[,)]AGI\(", line)]
+    assert len(lines) == 2
+    assert "cc_server" in lines[0] and "/poll" in lines[1]
+
+
+def test_the_names_shared_with_the_server() -> None:
+    source = (TOP / "fastagi/agi/routes.py").read_text()
+    strings = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)}
+    ours = {s for s in strings if isinstance(s, str) and re.fullmatch(r"CC_[A-Z_]+", s)}
+    told = {"CC_OFFER_ID", "CC_SERVICE", "CC_POSITION", "CC_PENDING_LIST", "CC_OUTCOME", "CC_GO_REASON"}
+    read = set(re.findall(r"\$\{(CC_[A-Z_]+)", code(TEXT)))
+    unread = {"CC_OFFERED", "CC_REASON", "CC_REQUEST_REASON", "CC_CANCEL_REASON"}  # for the site
+    assert ours - read == told | unread
+    own = {n for n in read if n.startswith(("CC_NOTE_", "CC_CODE_"))}
+    assert read - ours - own == {"CC_AGI", "CC_RECALL_ID", "CC_TRIES", "CC_TOLD", "CC_POLL_AGI"}
+
+
+def test_no_pattern_ends_open_but_that_of_a_feature_code() -> None:
+    """Whatever matches ``.`` or ``!`` matches a newline too; that one checks its tail before all else."""
+    patterns = re.findall(r"^exten => (_\S+?),", code(TEXT), re.MULTILINE)
+    assert [p for p in patterns if p.endswith((".", "!"))] == [p for p in patterns if "CC_CODE_CANCEL" in p]
