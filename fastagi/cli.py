@@ -11,6 +11,7 @@ import os
 import pwd
 import re
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -451,20 +452,32 @@ def _store_fault(store: Path) -> str:
 
 
 def _user(config: Config) -> Iterator[Finding]:
-    """Asterisk must own the call files: others may not read them, and it writes to those it retries."""
+    """Asterisk must own the call files, or at least be of their group: it reads them and writes to them."""
     try:
-        owner = config.spool.stat().st_uid
+        owner, temp = config.spool.stat().st_uid, config.temp.stat()
     except OSError:
-        return  # told by the spool's own check
+        return  # told by the folder's own check
     we, asterisk = _name(os.geteuid()), _name(owner)
+    group = temp.st_gid if temp.st_mode & stat.S_ISGID else os.getegid()
     if os.geteuid() == owner:
         yield Finding("user", Result.OK, f"the spool's owner is {asterisk}, and this ran as {asterisk}")
     elif os.geteuid() == 0:
         sentence = f"this ran as root, who may do everything; the spool's owner is {asterisk}"
         yield Finding("user", Result.NOTE, f"{sentence}: run it, and fastagi serve, as {asterisk}")
+    elif group in _groups(owner):
+        sentence = f"this ran as {we}, whose call files {asterisk} can use by their group alone"
+        yield Finding("user", Result.NOTE, f"{sentence}: better run fastagi as {asterisk}")
     else:
         sentence = f"this ran as {we}, whose call files Asterisk cannot use; the spool's owner is {asterisk}"
         yield Finding("user", Result.FAULT, f"{sentence}: run fastagi as {asterisk}")
+
+
+def _groups(uid: int) -> list[int]:
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return []
+    return os.getgrouplist(user.pw_name, user.pw_gid)
 
 
 def _database(config: Config) -> Iterator[Finding]:

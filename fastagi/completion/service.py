@@ -1,15 +1,9 @@
-"""Call completion as a service: one event, one transaction, then its effects.
+"""Call completion as a service: what callers ask, what the dialplan and the devices tell, what follows.
 
-Events come in at any time and wait in an inbox. A *turn* takes all that wait, lets each change the book,
-looks whose turn it is now, and hands every change to the store as one transaction. Only when that is
-saved are the effects run and the events answered; what arrives meanwhile waits for the next turn. So
-nothing is told or rung that a crash could make untrue, and under load one commit serves many callers.
-
-When saving fails, everything is taken back and each event is refused with STORE_FAILED; what a turn
-under way has told us (it will not tell us twice) goes back into the inbox and is tried again.
+Each method is one event, carried out in a turn (see ``turns``) and answered once what it changed is saved.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastagi.completion import machine, queue
@@ -27,13 +21,13 @@ from fastagi.completion.model import (
     Service,
     State,
 )
-from fastagi.completion.ports import Agent, Clock, Directory, LogEntry, Monitor, Store, Timer
+from fastagi.completion.ports import Agent, Clock, Directory, LogEntry, Monitor, Store
+from fastagi.completion.turns import Done, Turns, ignore
 from fastagi.errors import Refused
 
 OFFER_MEMORY = 3600.0
 """Seconds that an offer is remembered after its time, so that ``*30`` can say that it came too late."""
 OFFERS_PER_CALLER = 20
-PRUNE_EVERY = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +72,6 @@ class Target:
     device: Device
 
 
-Done = Callable[[object], None]
-"""Called with the answer, or with the `Refused` that says why not."""
-
-
-def ignore(answer: object) -> None:
-    """For events nobody waits to see answered."""
-
-
-@dataclass(slots=True)
-class _Event:
-    work: Callable[[float], object]
-    done: Done
-    keep: bool
-
-
 class CompletionService:
     """The open offers and requests of this PBX, and what happens to them.
 
@@ -111,26 +90,27 @@ class CompletionService:
         new_recall_id: Callable[[], str],
         log: Callable[[str], None],
     ) -> None:
-        self._store = store
         self._clock = clock
         self._directory = directory
         self._agent = agent
         self._monitor = monitor
         self._limits = limits
         self._new_recall_id = new_recall_id
-        self._log = log
         self.book = Book()
         self._levels: dict[Device, Presence] = {}
         self._idle_since: dict[Device, float] = {}
         self._wanted: dict[Device, float] = {}
-        self._inbox: list[_Event] = []
-        self._effects: list[machine.Effect] = []
-        self._busy = False
-        self._stale = True
-        self._timer: Timer | None = None
-        self._armed_for: float | None = None
-        self._failures = 0
-        self._prune_at = 0.0
+        self._turns = Turns(
+            book=self.book,
+            store=store,
+            clock=clock,
+            log=log,
+            history=limits.history_days * 86400,
+            settle=self._settle,
+            perform=self._perform,
+            next_due=self._next_due,
+        )
+        self._event = self._turns.event
 
     def start(self, offers: Iterable[Offer], requests: Iterable[Request], last_id: int) -> None:
         """Go on where the store's memory ends.
@@ -144,7 +124,7 @@ class CompletionService:
             if request.state is State.READY and not request.taken:
                 lost = machine.RecallLost("fastagi was restarted before the recall began", pause=False)
                 self._event(lambda now, id=request.id, lost=lost: self._apply_id(id, lost, now))  # type: ignore[misc]
-        self._look_again()
+        self._turns.look_again()
 
     # What callers and operators ask
 
@@ -214,112 +194,15 @@ class CompletionService:
                 # Idle when first looked at: he was free before, so there is nothing to rest from.
                 self._idle_since[device] = now if old is not None else 0.0
             self._levels[device] = presence
-        self._look_again()
+        self._turns.look_again()
 
     def levels_lost(self) -> None:
         """The source of device states is gone: nothing is known until it is back."""
         self._levels.clear()
         self._idle_since.clear()
 
-    # The turn
-
-    def _event(self, work: Callable[[float], object], done: Done = ignore, keep: bool = False) -> None:
-        self._inbox.append(_Event(work, done, keep))
-        if not self._busy:
-            self._turn()
-
     def _turn_event(self, recall_id: str, event: machine.Event, done: Done) -> None:
-        def work(now: float) -> object:
-            return self._apply(self._of_recall(recall_id), event, now)
-
-        self._event(work, done, keep=True)
-
-    def _look_again(self) -> None:
-        self._stale = True
-        if not self._busy:
-            self._turn()
-
-    def _turn(self) -> None:
-        self._busy = True
-        now = self._clock.now()
-        batch, self._inbox = self._inbox, []
-        answers: list[tuple[Done, object]] = []
-        for event in batch:
-            try:
-                answer = event.work(now)
-            except Refused as no:
-                answer = no
-            answers.append((event.done, answer))
-        settled = self._stale
-        if settled:
-            self._settle(now)
-        changes = self.book.take_changes()
-        if now >= self._prune_at:
-            self._prune_at = now + PRUNE_EVERY
-            changes.prune_before = now - self._limits.history_days * 86400
-
-        def saved(error: Exception | None) -> None:
-            if error is None:
-                self._saved(changes.log)
-                if settled:
-                    self._watch()
-            else:
-                self._not_saved(error)
-                no = Refused("STORE_FAILED", f"it could not be saved: {error}")
-                answers[:] = [(done, no) for done, _ in answers]
-                self._inbox[:0] = [_Event(e.work, ignore, True) for e in batch if e.keep]
-            self._finish(answers)
-
-        if changes:
-            self._store.commit(changes, saved)
-        else:
-            saved(None)
-
-    def _saved(self, entries: list[LogEntry]) -> None:
-        self.book.keep()
-        self._failures = 0
-        for entry in entries:
-            self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
-        effects, self._effects = self._effects, []
-        for effect in effects:
-            match effect:
-                case machine.Recall(request):
-                    self._agent.recall(request)
-                case machine.StopRecall(request):
-                    self._agent.stop(request)
-
-    def _not_saved(self, error: Exception) -> None:
-        self.book.rollback()
-        self._effects.clear()
-        self._failures += 1
-        self._stale = True
-        self._log(f"nothing was changed, for it could not be saved: {error}")
-
-    def _finish(self, answers: list[tuple[Done, object]]) -> None:
-        for done, answer in answers:
-            done(answer)
-        self._busy = False
-        if any(not e.keep for e in self._inbox) or (not self._failures and (self._inbox or self._stale)):
-            self._turn()
-        else:
-            self._arm()
-
-    def _arm(self) -> None:
-        """One call, for the nearest instant at which something follows from time alone."""
-        if self._failures:
-            due: float | None = self._clock.now() + min(60.0, 2.0 ** (self._failures - 1))
-        else:
-            due = self._next_due()
-        if due == self._armed_for and self._timer is not None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._armed_for = due
-        self._timer = None if due is None else self._clock.call_at(due, self._due)
-
-    def _due(self) -> None:
-        self._timer = None
-        self._look_again()
+        self._event(lambda now: self._apply(self._of_recall(recall_id), event, now), done, keep=True)
 
     # What follows from everything together
 
@@ -347,7 +230,16 @@ class CompletionService:
                     self._apply(request, machine.CallerFree(), now)
                 case queue.Verdict.SIGN_OF_LIFE:
                     self._apply(request, machine.SignOfLife(), now)
-        self._stale = False
+
+    def _perform(self, effects: Sequence[machine.Effect], settled: bool) -> None:
+        for effect in effects:
+            match effect:
+                case machine.Recall(request):
+                    self._agent.recall(request)
+                case machine.StopRecall(request):
+                    self._agent.stop(request)
+        if settled:
+            self._watch()
 
     def _watch(self) -> None:
         now = self._clock.now()
@@ -376,8 +268,8 @@ class CompletionService:
                 due += [at for at in (request.retry_at, self._rested_at(request)) if at > now]
             else:
                 due.append(request.recall_ends)
-        if self.book.offers or due:
-            due.append(self._prune_at)
+        if self.book.offers:
+            due.append(now + OFFER_MEMORY)
         return min(due, default=None)
 
     def _rested_at(self, request: Request) -> float:
@@ -391,8 +283,8 @@ class CompletionService:
         step = machine.step(request, event, now, policy)
         entry = LogEntry(request.id, now, request.state, step.request.state, step.sentence)
         self.book.put(step.request, entry)
-        self._effects += step.effects
-        self._stale = True
+        self._turns.effects += step.effects
+        self._turns.stale = True
         return step.request
 
     def _apply_id(self, id: int, event: machine.Event, now: float) -> Request:

@@ -94,12 +94,12 @@ def status() -> int:
         return 3
     state = _state()
     for title, what, port, pid in (
-        (f"Asterisk {state['version']}", "SIP", state["sip_port"], state["asterisk"]),
+        ("Asterisk", "SIP", state["sip_port"], state["asterisk"]),
         ("fastagi", "AGI", state["agi_port"], state["fastagi"]),
     ):
         life = f"runs as process {pid}" if _ours(pid) else "has ENDED: contrib/lab down, then up"
-        print(f"{title + ',':27} {what} on {HOST}:{port}, {life}")
-    print(f"\nFrom the top of the clone, {TOP}:")
+        print(f"{title:9}  {what} on {HOST}:{port}, {life}")
+    print(f"\nTo look around, from {TOP}:")
     print("\n".join(hints(FOLDER, state["sip_port"])))
     print(f"           {KEEPER_LOG.relative_to(TOP)}\nStop       contrib/lab down")
     return 0

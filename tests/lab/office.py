@@ -1,4 +1,4 @@
-"""A small office: three extensions on one Asterisk, and fastagi beside it; for contrib/lab and contrib/demo."""
+"""A small office for contrib/lab and contrib/demo: three phones on an Asterisk, with fastagi beside it."""
 
 from __future__ import annotations
 

@@ -51,6 +51,14 @@ exten => _7[1-4]000,1,Set(TIMEOUT(absolute)=60)
  same => n,Goto(${{EXTEN:1}},1)
 exten => _6[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:1}},{ring},U(site-up^${{EXTEN}})b(site-pre^s^1),${{EXTEN:1}}))
  same => n,Hangup()
+; asking by a digit
+exten => _8[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:1}},{ring},,${{EXTEN:1}}))
+ same => n,Gosub(cc-offer,s,1)
+ same => n,Hangup()
+; plain Dial, and a hang-up handler
+exten => _9[1-4]000,1,Set(CHANNEL(hangup_handler_push)=cc-hangup,s,1(${{EXTEN:1}},PJSIP/${{EXTEN:1}}))
+ same => n,Dial(PJSIP/${{EXTEN:1}},{ring})
+ same => n,Hangup(${{HANGUPCAUSE}})
 ; a call that stays up
 exten => 5555,1,Answer()
  same => n,Wait(600)

@@ -116,6 +116,44 @@ def test_asked_twice(bench: Bench) -> None:
     assert len(bench.server.requests()) == 1
 
 
+def test_the_hang_up_handler_is_the_other_way_in(bench: Bench) -> None:
+    talk = bench.talk("2000", "3000")
+    bench.phones["1000"].dial("92000").wait_status(486)
+    bench.until(bench.offers, "the note has arrived")
+    [offer] = bench.offers()
+    assert (offer.service, offer.callee, offer.caller_context) == ("CCBS", "2000", "phones")
+    assert bench.asks("1000") == "SUCCESS/"
+    bench.forget("2000")
+    bench.phones["2000"].answer = "ring"
+    talk.hangup()
+    bench.connects(bench.recalled(), "2000").hangup()
+    bench.ended("COMPLETED")
+
+
+def test_asked_by_a_digit_while_he_hears_it(bench: Bench) -> None:
+    talk = bench.talk("2000", "3000")
+    call = bench.phones["1000"].dial("82000").wait_answered()
+    bench.until(bench.played, "he is told")
+    call.dtmf("5")
+    bench.until(bench.server.requests, "it is requested")
+    bench.until(lambda: "activated" in bench.played(), "he is told so")
+    call.wait_ended()
+    bench.phones["2000"].answer = "ring"
+    bench.forget("2000")
+    talk.hangup()
+    bench.connects(bench.recalled(), "2000").hangup()
+    bench.ended("COMPLETED")
+
+
+def test_no_digit_no_request_and_the_sites_h_runs(bench: Bench) -> None:
+    bench.phones["2000"].answer = "busy"
+    call = bench.phones["1000"].dial("82000").wait_answered()
+    bench.until(bench.played, "he is told")
+    call.hangup()
+    bench.until(lambda: bench.site_lines("1,site-h PJSIP/1000"), "the site's h ran")
+    assert not bench.server.requests()
+
+
 def test_a_trunk_may_not_ask(bench: Bench) -> None:
     stranger = bench.another("4711", port=bench.trunk_port)
     bench.phones["2000"].answer = "busy"

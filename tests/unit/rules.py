@@ -147,7 +147,9 @@ class FakeStore:
         said += [f"{e.request} {e.old} -> {e.new}" for e in changes.log]
         if said:
             self._events.append("saved: " + ", ".join(said))
-        assert {e.request for e in changes.log} == set(changes.requests), "a change without its row in the log"
+        assert {e.request for e in changes.log} == set(changes.requests), (
+            "a change without its row in the log"
+        )
         for offer in changes.offers:
             assert offer.id not in self.offers
             self.offers[offer.id] = offer

@@ -676,10 +676,15 @@ def test_check_as_root_beside_another_users_spool(site: Site) -> None:
 def test_check_as_a_user_who_is_not_asterisks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = cli._name(os.geteuid())
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    sentence = f"this ran as user 4711, whose call files {owner} can use by their group alone"
+    assert site.findings()["user"] == ("note", f"{sentence}: better run fastagi as {owner}")
+    monkeypatch.setattr(os, "getegid", lambda: 4711)
     sentence = "this ran as user 4711, whose call files Asterisk cannot use"
     sentence += f"; the spool's owner is {owner}: run fastagi as {owner}"
     assert site.findings()["user"] == ("fault", sentence)
     assert site.run("check").exit_code == 1
+    site.temp.chmod(0o2770)  # of our group, and so are the files in it
+    assert site.findings()["user"][0] == "note"
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,8 @@ def test_something_else_in_its_place_is_left_as_it_is(path: Path, kind: str) -> 
         path.mkdir()
     else:
         path.symlink_to(other)
-        other.write_text("mine")
+        with socket.socket(socket.AF_UNIX) as mine:
+            mine.bind(str(other))
     before = path.lstat()
     with pytest.raises(ControlError) as caught:
         control.listen(reactor, path, cast(Any, Rules()))

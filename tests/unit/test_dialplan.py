@@ -13,7 +13,7 @@ from fastagi.agi.routes import _NO, ROUTES
 TOP = Path(__file__).parents[2]
 FILES = sorted((TOP / "dialplan").glob("*.conf"))
 TEXT = "".join(path.read_text() for path in FILES)
-CONTEXTS = {"cc-agi", "cc-ask", "cc-call", "cc-dial", "cc-features", "cc-note", "cc-poll", "cc-recall"}
+CONTEXTS = {"cc-agi", "cc-ask", "cc-call", "cc-dial", "cc-features", "cc-hangup", "cc-note", "cc-offer", "cc-poll", "cc-recall"}
 
 
 def code(text: str) -> str:
@@ -57,12 +57,12 @@ def test_the_names_shared_with_the_server() -> None:
     source = (TOP / "fastagi/agi/routes.py").read_text()
     strings = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)}
     ours = {s for s in strings if isinstance(s, str) and re.fullmatch(r"CC_[A-Z_]+", s)}
-    told = {"CC_OFFER_ID", "CC_SERVICE", "CC_POSITION", "CC_PENDING_LIST", "CC_OUTCOME", "CC_GO_REASON"}
+    told = {"CC_OFFER_ID", "CC_POSITION", "CC_PENDING_LIST", "CC_OUTCOME", "CC_GO_REASON"}
     read = set(re.findall(r"\$\{(CC_[A-Z_]+)", code(TEXT)))
-    unread = {"CC_OFFERED", "CC_REASON", "CC_REQUEST_REASON", "CC_CANCEL_REASON"}  # for the site
+    unread = {"CC_REASON", "CC_REQUEST_REASON", "CC_CANCEL_REASON"}  # for the site
     assert ours - read == told | unread
     own = {n for n in read if n.startswith(("CC_NOTE_", "CC_CODE_"))}
-    assert read - ours - own == {"CC_AGI", "CC_RECALL_ID", "CC_TRIES", "CC_TOLD", "CC_POLL_AGI"}
+    assert read - ours - own == {"CC_AGI", "CC_RECALL_ID", "CC_TRIES", "CC_TOLD", "CC_POLL_AGI", "CC_DIGIT"}
 
 
 def test_no_pattern_ends_open_but_that_of_a_feature_code() -> None:

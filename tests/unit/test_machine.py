@@ -520,7 +520,9 @@ def test_whatever_happens_the_place_and_the_time_stay_and_the_recalls_are_few(se
             RecallTaken("x"),
             CallerAnswered("x"),
             RecallFailed(*dice.choice([("BUSY", 17), ("NOANSWER", 19), ("CHANUNAVAIL", 21)])),
-            CallFailed(*dice.choice([("BUSY", 17), ("CHANUNAVAIL", 20), ("NOANSWER", 0)]), dice.random() < 0.5),
+            CallFailed(
+                *dice.choice([("BUSY", 17), ("CHANUNAVAIL", 20), ("NOANSWER", 0)]), dice.random() < 0.5
+            ),
             Selected(f"r{turn}"),
             RecallLost("lost", dice.random() < 0.5),
         ]

@@ -377,7 +377,9 @@ def test_random_lives(seed: int) -> None:
                 assert possible(r, requests, seen, now) and served(r, seen)
                 could, held = eligible(older, requests, seen, now)
                 assert not could, f"{r.id} was served before {could}"
-                assert not held & {*r.caller_devices, *r.callee_devices}, "served before an older one was looked at"
+                assert not held & {*r.caller_devices, *r.callee_devices}, (
+                    "served before an older one was looked at"
+                )
                 recalls += 1
                 put(step(r, machine.Selected(f"r{recalls}"), now, policy).request)
             else:

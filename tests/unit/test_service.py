@@ -1,10 +1,11 @@
 """Call completion as conversations: what people do, and the transcript of what is saved, rung and answered."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 
-from fastagi.completion.model import Device, Limits, Request, State
+from fastagi.completion.model import Limits, Request, State
 from fastagi.completion.service import OFFERS_PER_CALLER
 from tests.unit.rules import GONE, IDLE, IN_USE, RINGING, START, World, phone
 
@@ -123,7 +124,9 @@ def test_3_taken_back_then_no_recall(world: World) -> None:
     assert world.told() == ["saved: 2 QUEUED -> ENDED", "-> 2 ENDED CANCELLED"]
 
 
-@pytest.mark.parametrize(("seconds", "answer"), [(19.9, "2 at place 1"), (20, "FAIL OFFER_EXPIRED"), (30, "FAIL OFFER_EXPIRED")])
+@pytest.mark.parametrize(
+    ("seconds", "answer"), [(19.9, "2 at place 1"), (20, "FAIL OFFER_EXPIRED"), (30, "FAIL OFFER_EXPIRED")]
+)
 def test_4_asked_too_late(world: World, seconds: float, answer: str) -> None:
     world.set("2000", IN_USE)
     world.fails("1000", "2000")
@@ -290,7 +293,11 @@ def test_a_call_to_his_own_phone_is_not_offered(world: World) -> None:
 def test_what_cannot_be_watched_is_not_offered(world: World) -> None:
     world.fails("1000", "2000", devices=[])
     world.asks("1000")
-    assert world.told() == ["saved: offer 1", "-> not offered: CALLEE_NOT_WATCHABLE", "-> FAIL CALLEE_NOT_WATCHABLE"]
+    assert world.told() == [
+        "saved: offer 1",
+        "-> not offered: CALLEE_NOT_WATCHABLE",
+        "-> FAIL CALLEE_NOT_WATCHABLE",
+    ]
 
 
 def test_the_devices_of_an_entry_are_watched_and_rung(world: World) -> None:
@@ -326,7 +333,13 @@ def test_one_call_is_one_offer_whichever_tells_first(world: World) -> None:
     world.wait(10)
     world.fails("1000", "2000", "CANCEL", 0, uniqueid="1.1")
     world.fails("1000", "2000", "CANCEL", 0, uniqueid="1.2")
-    assert world.told() == ["saved: offer 1", "-> offer 1 CCBS", "-> offer 1 CCBS", "saved: offer 2", "-> offer 2 CCNR"]
+    assert world.told() == [
+        "saved: offer 1",
+        "-> offer 1 CCBS",
+        "-> offer 1 CCBS",
+        "saved: offer 2",
+        "-> offer 2 CCNR",
+    ]
     assert world.store.offers[1].offer_ends == START + 20, "told again, it lasts no longer"
 
 
@@ -501,9 +514,8 @@ def test_who_keeps_his_place_is_served_first_again(world: World) -> None:
     world.set("1000", IN_USE)
     world.told()
     world.set("2000", IDLE)
-    assert world.told() == [
-        "saved: 2 QUEUED -> QUEUED, 4 QUEUED -> QUEUED",
-    ] or world.request(2).suspended
+    assert world.told() == ["saved: 2 QUEUED -> QUEUED, 4 QUEUED -> READY", "ring 1100 for 2000: r1"]
+    assert world.request(2).suspended
     assert [r.caller for r in world.agent.rung] == ["1100"]
     world.taken("r1")
     world.recall_failed("r1", "BUSY", 17)
@@ -544,7 +556,10 @@ def test_camped_on_each_other_they_are_connected_once(world: World) -> None:
     world.told()
     world.call_over("r1")
     world.wait(86400)
-    assert world.told() == ["saved: 2 CALLING -> COMPLETED, 4 QUEUED -> COMPLETED", "-> 2 COMPLETED COMPLETED"]
+    assert world.told() == [
+        "saved: 2 CALLING -> COMPLETED, 4 QUEUED -> COMPLETED",
+        "-> 2 COMPLETED COMPLETED",
+    ]
     assert world.request(4).reason == "FULFILLED"
 
 
@@ -905,7 +920,11 @@ def test_restart_before_the_recall_was_taken(world: World) -> None:
     ]
     world.taken("r1")
     world.taken("r2")
-    assert world.told() == ["-> FAIL RECALL_UNKNOWN", "saved: 2 READY -> READY", "-> ring PJSIP/1000 for 20 s"]
+    assert world.told() == [
+        "-> FAIL RECALL_UNKNOWN",
+        "saved: 2 READY -> READY",
+        "-> ring PJSIP/1000 for 20 s",
+    ]
     assert world.request(2).recalls == 0
 
 
@@ -1112,10 +1131,10 @@ def test_no_effect_runs_of_what_was_not_saved(world: World) -> None:
     queued(world)
     world.store.error = OSError("disk full")
     world.set("2000", IDLE)
-    assert world.told() == ["not saved"] * 2 or set(world.told()) <= {"not saved"}
+    assert set(world.told()) == {"not saved"}
     assert world.agent.rung == []
     world.store.error = None
-    world.wait(60)
+    world.wait(10)
     assert len(world.rings()) == 1
     world.taken(world.agent.rung[0].recall_id)
     assert world.told()[-1] == "-> ring PJSIP/1000 for 20 s"
@@ -1138,7 +1157,11 @@ def test_no_recall_is_stopped_by_a_cancel_that_was_not_saved(world: World) -> No
         (up_to_calling, lambda w: w.call_over("r1", "NOANSWER", 19), "saved: 2 CALLING -> QUEUED"),
         (up_to_taken, lambda w: w.recall_failed("r1"), "saved: 2 READY -> QUEUED"),
         (up_to_calling, lambda w: w.service.call_gone("r1"), "saved: 2 CALLING -> ENDED"),
-        (up_to_ready, lambda w: w.service.recall_undelivered("r1", "no spool"), "saved: 2 READY -> QUEUED"),
+        (
+            up_to_ready,
+            lambda w: w.service.recall_undelivered("r1", "there is no spool"),
+            "saved: 2 READY -> QUEUED",
+        ),
     ],
 )
 def test_what_a_turn_tells_once_is_kept_and_tried_again(
@@ -1267,6 +1290,7 @@ def test_without_its_source_nothing_is_known(world: World) -> None:
     world.wait(600)
     assert world.rings() == []
     world.service.levels({phone("2000"): IDLE})
+    world.service.levels({phone("1000"): IDLE})
     assert world.rings() == ["ring 1000 for 2000: r1"]
 
 
@@ -1360,7 +1384,7 @@ def a_day(world: World, reply: Callable[[Request], None], *, callee_calls: bool 
         world.wait(300)
         world.set("2000", IDLE)
     assert world.request(2).state is State.ENDED
-    assert all(b - a >= 30 for a, b in zip(at, at[1:], strict=False)), "rung again at once"
+    assert all(b - a >= 30 for a, b in pairwise(at)), "rung again at once"
     return at
 
 
@@ -1414,14 +1438,20 @@ def test_a_day_with_an_asterisk_that_takes_no_call_file(world: World) -> None:
 
 
 def test_a_day_with_a_spool_that_is_full(world: World) -> None:
-    undelivered = lambda r: world.service.recall_undelivered(r.recall_id, "full")  # noqa: E731
+    def undelivered(request: Request) -> None:
+        world.service.recall_undelivered(request.recall_id, "the spool is full")
+
     assert 2 <= len(a_day(world, undelivered)) <= 160
 
 
 def test_a_day_with_a_caller_who_flutters(world: World) -> None:
     """Busy and free again each minute, and his phone refuses every recall."""
     reply = recall_reply(world, "BUSY", 17)
-    world.agent.on_recall = lambda r: world.clock.call_at(world.clock.now() + 1, lambda: reply(r)) and None
+
+    def rung(request: Request) -> None:
+        world.clock.call_at(world.clock.now() + 1, lambda: reply(request))
+
+    world.agent.on_recall = rung
     world.wants("1000", "2000")
     for _ in range(1440):
         world.set("1000", IN_USE)
