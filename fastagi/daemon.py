@@ -139,11 +139,12 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     stop_control = control.listen(reactor, config.control, service)
     spool.start()
     service.start(offers, requests, last_id)
-    log(f"fastagi answers on {config.listen_host}:{config.listen_port}; {len(requests)} requests are open")
+    log(f"fastagi answers on {config.listen_host}:{config.listen_port}; open requests: {len(requests)}")
 
     async def stop() -> None:
         await _maybe(port.stopListening())
         await _maybe(stop_control())
+        poller.stop()
         server.close()
         spool.stop()
         store.close()

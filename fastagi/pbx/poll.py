@@ -125,6 +125,15 @@ class Poller:
         self._hang_ups.append(channel)
         self._look()
 
+    def stop(self) -> None:
+        """We are going down: leave no call file behind that nobody would answer."""
+        self._questions = {}
+        self._hang_ups.clear()
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+            self._take_back(self._token)
+
     async def script(self, session: Session) -> None:
         """The AGI script ``poll``: 1 the token of its call file."""
         if not self._token or session.call.arg(1) != self._token:

@@ -15,8 +15,9 @@ from dataclasses import fields
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
+from urllib.parse import quote
 
-from sqlite_utils import Database
+from sqlite_utils import Database, Migrations
 
 from fastagi.completion.model import OPEN, Offer, Request, Service, State, devices
 from fastagi.completion.ports import Changes, LogEntry
@@ -71,7 +72,20 @@ def _in_a_sentence(path: Path) -> Iterator[None]:
         raise StoreError(f"the database {path} cannot be used: {error}") from error
 
 
+def _open_to_read(path: Path) -> Database:
+    """Read-only: a file that is not ours, or a newer version's, is left as it is."""
+    db = Database(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5))
+    try:
+        _check_version(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
 def _check_version(db: Database, path: Path) -> None:
+    if db.table_names() and Migrations.migrations_table not in db.table_names():
+        raise StoreError(f"the database {path} is another program's: name another file under store:")
     known = {m.name for m in migrations._migrations}
     newer = [m.name for m in migrations.applied(db) if m.name not in known]
     if newer:
@@ -85,11 +99,10 @@ class Reader:
     """The database as another process may see it: for ``fastagi list`` and the like."""
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise StoreError(f"there is no database {path} yet: fastagi serve makes it at its first start")
         with _in_a_sentence(path):
-            self._db = Database(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5))
-            _check_version(self._db, path)
+            if not path.exists():
+                raise StoreError(f"there is no database {path} yet: fastagi serve makes it at its first start")
+            self._db = _open_to_read(path)
         self._path = path
 
     def requests(self, *, open_only: bool = False) -> list[Request]:
@@ -131,17 +144,14 @@ class Store:
         with _in_a_sentence(path):
             self._lock = self._lock_file(path)
             if path.exists() and path.stat().st_size:
-                # Looked at read-only first, so that a newer version's file is left as it is.
-                db = Database(sqlite3.connect(f"file:{path}?mode=ro", uri=True))
-                try:
-                    _check_version(db, path)
-                finally:
-                    db.close()
+                _open_to_read(path).close()
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db = Database(connection)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             migrations.apply(self._db)
+            connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now, not later
+            connection.execute("ROLLBACK")
             self._last_id = self._read_last_id()
         self._thread = threading.Thread(target=self._write, name="fastagi-store", daemon=True)
         self._thread.start()

@@ -40,7 +40,9 @@ exten => _.,1,Verbose(1,admin-reached by ${{CHANNEL}} for ${{EXTEN}})
 
 @dataclass(frozen=True)
 class Nameless(Endpoint):
-    """A phone whose caller ID is what it says itself: its endpoint has no callerid=."""
+    """A phone that says itself who calls, as a gateway does: no callerid=, and its word is taken."""
+
+    extra: str = "trust_id_inbound=yes\n"
 
     def section(self) -> str:
         return re.sub(r"callerid=.*\n", "", super().section())
@@ -62,14 +64,25 @@ def careless(running_bench: Bench) -> Iterator[None]:
 @pytest.fixture
 def hostile(bench: Bench, careless: None) -> Bench:
     bench.asterisk.reload_dialplan(bench.dialplan(more=CARELESS.format(port=bench.port)))
+    bench.asterisk.cli("dialplan set global PWNED no")
     bench.phones["2000"].answer = "busy"
     return bench
 
 
-def nameless(bench: Bench, name: str = "") -> Phone:
-    phone = bench.another("5000", name=name)
+def pwned(bench: Bench) -> bool:
+    """Whether a caller has set a global variable."""
+    return "PWNED=no" not in bench.asterisk.cli("dialplan show globals")
+
+
+def nameless(bench: Bench) -> Phone:
+    phone = bench.another("5000")
     phone.register()
     return phone
+
+
+def says(number: str, name: str = "") -> dict[str, str]:
+    """The header by which such a phone says who calls."""
+    return {"P-Asserted-Identity": f'"{name}" ' * bool(name) + f"<sip:{escaped(number)}@127.0.0.1>"}
 
 
 def trunk(bench: Bench) -> Phone:
@@ -177,7 +190,6 @@ def agi(bench: Bench, lines: Iterable[str], timeout: float = 8.0) -> str:
         heard = b""
         with suppress(ConnectionError):
             connection.sendall("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
-            connection.shutdown(socket.SHUT_WR)
             while data := connection.recv(65536):
                 heard += data
     return heard.decode("utf-8", "surrogateescape")
@@ -200,9 +212,8 @@ def serves(bench: Bench) -> None:
 def test_what_is_dialled(hostile: Bench) -> None:
     """A request-URI is no argument, no option, no variable and no line of anything; also from a trunk."""
     bench = hostile
-    target = bench.folder / "written"
     dialled = [
-        "9\n".replace("9", "90"),
+        "90\n",
         "90\nagi_evil: 1",
         "90\r\nagi_evil: 1",
         "90\n\n200 result=1 (x)",
@@ -216,7 +227,6 @@ def test_what_is_dialled(hostile: Bench) -> None:
         "90^GLOBAL(PWNED)=1",
         "90)v(GLOBAL(PWNED)=1",
         slipping("91^GLOBAL(PWNED)=1"),
-        slipping(f"91^FILE({target})=1"),
         slipping("91\nagi_evil: 1"),
         slipping("91,BUSY,17,,,,,,admin"),
         "9" + "1" * 70 + "x" * 9,
@@ -228,10 +238,7 @@ def test_what_is_dialled(hostile: Bench) -> None:
             phone.dial("x", user_raw=escaped(user)).wait_status(486)
             if fault := told.fault(sender):
                 faults.append(f"{sender}{user!r}: {fault}")
-    globals_now = bench.asterisk.cli("dialplan show globals")
-    assert "PWNED" not in globals_now
-    assert f"CC_AGI=agi://127.0.0.1:{bench.port}" in globals_now
-    assert not target.exists()
+    assert not pwned(bench)
     assert stored(bench) == []
     assert not faults, same(faults)
 
@@ -258,7 +265,7 @@ def test_who_gives_up_while_it_rings(hostile: Bench) -> None:
                 phone.dial("x", user_raw=escaped(user)).wait_ringing().hangup().wait_ended()
                 if fault := told.fault(sender):
                     faults.append(f"{sender}{user!r}: {fault}")
-        assert "PWNED" not in bench.asterisk.cli("dialplan show globals")
+        assert not pwned(bench), "a caller has set a global variable"
         assert not target.exists(), "a caller has written a file as Asterisk's user"
     finally:
         target.unlink(missing_ok=True)
@@ -295,16 +302,17 @@ def test_who_says_he_is(hostile: Bench) -> None:
     for number, name in said:
         for dialled in ("2000", "7777"):  # through cc-agi, and past it
             told = Told(bench)
-            phone.dial(dialled, from_user=escaped(number), from_name=name).wait_ended()
+            phone.dial(dialled, headers=says(number, name)).wait_ended()
             if fault := told.fault("PJSIP/5000-"):
                 faults.append(f"{dialled} by {number!r} {name!r}: {fault}")
             if rows := stored(bench):
                 faults.append(f"{dialled} by {number!r} {name!r} was offered: {rows[-1]}")
     for number in ("40\nagi_evil: 1", "40\nagi_arg_1: 2000\n"):
         told = Told(bench)
-        phone.dial("*30", from_user=escaped(number)).wait_ended(10)
+        call = phone.dial("*30", headers=says(number))
         if fault := told.fault("PJSIP/5000-"):
             faults.append(f"*30 by {number!r}: {fault}")
+        call.hangup().wait_ended()
     assert not faults, same(faults)
 
 
@@ -315,12 +323,11 @@ def test_a_strange_name_is_no_attack(hostile: Bench) -> None:
     names = ["Anna (sales): 2:1", "O'Brien", r"Anna \"the Voice\" B.", "é" * 60, "名" * 40, "x" * 4000]
     for name in names:
         told = Told(bench)
-        phone.dial("2000", from_name=name).wait_status(486)
+        phone.dial("2000", headers=says("5000", name)).wait_status(486)
         assert told.lines() == [], name
     assert {row[:3] for row in stored(bench)} == {("5000", "2000", "phones")}
     assert len(stored(bench)) == len(names)
-    assert bench.asks("3000", "*32") == "0/"
-    phone.dial("*30", from_name="é" * 60).wait_answered().wait_ended(10)
+    phone.dial("*30", headers=says("5000", "é" * 60)).wait_answered().wait_ended(10)
     assert [r.caller for r in bench.server.requests()] == ["5000"]
 
 
@@ -328,13 +335,11 @@ def test_the_tail_of_a_code(hostile: Bench) -> None:
     """*31 and something hostile: refused and told, and nobody's request is taken back."""
     bench = hostile
     talk = bench.busy_and_asked()
-    bench.meets_busy("4000", "2000") if False else None
     tails = [
         "2000\nagi_arg_2: x",
         "2000\n",
         "2000'",
         '2000"',
-        "2000,x",
         "2000)",
         "20${EXTEN}",
         "20$[1]",
@@ -347,11 +352,11 @@ def test_the_tail_of_a_code(hostile: Bench) -> None:
     for tail in tails:
         for who in ("1000", "4000"):
             told = Told(bench)
-            call = bench.phones[who].dial("x", user_raw="*31" + escaped(tail)).wait_ended(10)
-            if call.status in (404, 414):
-                continue  # Asterisk itself would not have it
-            if fault := told.fault(f"PJSIP/{who}-"):
+            call = bench.phones[who].dial("x", user_raw="*31" + escaped(tail))
+            fault = told.fault(f"PJSIP/{who}-")
+            if fault and call.status not in (404, 414):  # those Asterisk itself would not have
                 faults.append(f"{who}: *31{tail[:60]!r}: {fault}")
+            call.hangup()
     assert [(r.caller, r.callee) for r in bench.server.requests()] == [("1000", "2000")]
     talk.hangup()
     bench.recalled()
@@ -364,11 +369,11 @@ def test_four_kilobytes(hostile: Bench) -> None:
     phone = nameless(bench)
     for user in ("4" * 4000, "4" + "\n" * 4000, "4\n" + "agi_arg_1: 3000\n" * 200):
         with suppress(Exception):
-            phone.dial("2000", from_user=escaped(user)).wait_ended(1)
+            phone.dial("2000", headers=says(user)).wait_ended(1)
         with suppress(Exception):
             phone.dial("x", user_raw=escaped("9" + user)).wait_ended(1)
     assert {row[:3] for row in stored(bench)} <= {("5000", "2000", "phones")}
-    assert "PWNED" not in bench.asterisk.cli("dialplan show globals")
+    assert not pwned(bench)
     phone.close(abruptly=True)
     serves(bench)
 
@@ -419,11 +424,11 @@ def test_what_a_phone_registers(hostile: Bench) -> None:
 def test_what_is_in_a_call_file(hostile: Bench) -> None:
     """Names of ours and nothing else, whoever asked, for whomever."""
     bench = hostile
-    phone = nameless(bench, name='"; ${X}')
-    phone.dial("2000", from_user=escaped("40'&;x")).wait_status(486)
+    phone = nameless(bench)
+    who = says("40'&;Application=x", "; ${X}")
     talk = bench.talk("2000", "3000")
-    phone.dial("2000", from_user=escaped("40'&;x")).wait_status(486)
-    phone.dial("*30").wait_answered().wait_ended(10)
+    phone.dial("2000", headers=who).wait_status(486)
+    phone.dial("*30", headers=who).wait_answered().wait_ended(10)
     talk.hangup()
     phone.expect_call()
     files = {path.name: path.read_text() for path in bench.asterisk.spool.glob("*.call")}
@@ -450,6 +455,7 @@ def test_what_is_in_a_call_file(hostile: Bench) -> None:
 def test_forged_environments(bench: Bench) -> None:
     """What Asterisk never sends is refused, and told in one line that names the channel or the peer."""
     record = environment(*failed_call())
+    serial = iter(range(1000))
     channel = "PJSIP/1000-0000dead"
     at = record.index("agi_calleridname: Alice")
     forged: dict[str, list[str]] = {
@@ -483,12 +489,13 @@ def test_forged_environments(bench: Bench) -> None:
     faults = []
     for what, lines in forged.items():
         told = Told(bench)
+        lines = [line.replace("x-1.1", f"x-1.{next(serial)}") for line in lines]
         heard = agi(bench, lines)
-        if "CC_OFFERED\" \"1" in heard or "CC_OFFERED 1" in heard:
-            faults.append(f"{what}: was offered")
-        if fault := told.fault("127.0.0.1" if what == "no channel" else "0000dead"):
-            if "the line does not name" not in fault or "127.0.0.1" not in fault:
-                faults.append(f"{what}: {fault}")
+        if 'CC_OFFERED "1"' in heard or "CC_OFFERED 1" in heard:
+            faults.append(f"{what}: was offered: {stored(bench)[-1]}")
+        fault = told.fault("0000dead")
+        if fault and "127.0.0.1" not in fault:  # the peer will do where there is no channel
+            faults.append(f"{what}: {fault}")
     assert stored(bench) == []
     assert not faults, same(faults)
     serves(bench)

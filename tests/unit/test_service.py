@@ -718,6 +718,21 @@ def test_a_call_that_is_gone_ends_it(world: World) -> None:
     assert world.monitor.calls == set()
 
 
+def test_a_recall_that_is_gone_unheard_is_tried_again(world: World) -> None:
+    up_to_ready(world)
+    assert world.monitor.calls == set()
+    world.taken("r1")
+    assert world.monitor.calls == {"r1"}
+    world.told()
+    world.service.call_gone("r1")
+    assert world.told() == ["saved: 2 READY -> QUEUED", "stop r1"]
+    world.wait(29)
+    assert world.told() == []
+    world.wait(1)
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+    assert world.request(2).recalls == 0
+
+
 def test_a_call_may_last(world: World) -> None:
     up_to_calling(world)
     world.wait(3 * 3600)
@@ -1210,6 +1225,23 @@ def test_after_a_success_the_pauses_begin_anew(world: World) -> None:
     world.told()
     world.wait(1)
     assert world.told() == ["not saved"]
+
+
+def test_a_fault_of_our_own_stops_nobody_else(world: World) -> None:
+    world.store.held = True
+    world.fails("1000", "2000")
+    world.service.offer(None, world.said)  # type: ignore[arg-type]
+    world.fails("1100", "2000")
+    world.store.held = False
+    world.store.release()
+    assert world.told() == [
+        "saved: offer 1",
+        "-> offer 1 CCBS",
+        "saved: offer 2",
+        "-> FAIL INTERNAL_ERROR",
+        "-> offer 2 CCBS",
+    ]
+    assert any("AttributeError" in line for line in world.logged)
 
 
 def test_what_is_due_is_not_forgotten_by_a_commit_that_fails(world: World) -> None:

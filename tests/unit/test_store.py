@@ -203,6 +203,12 @@ def test_the_reader_lists_open_ones_by_age_then_the_latest_ended(shop: Open, pat
     assert Reader(path).request(7) is None
 
 
+def test_the_reader_lists_offers_by_age(shop: Open, path: Path) -> None:
+    shop().good(offers=[replace(OFFER, id=3), replace(OFFER, id=1), replace(OFFER, id=2, offered_at=1.0)])
+    assert [o.id for o in Reader(path).offers()] == [1, 2, 3]
+    assert Reader(path).offers()[0] == OFFER
+
+
 def test_a_reader_sees_what_is_written_while_it_is_open(shop: Open, path: Path) -> None:
     one = shop()
     reader = Reader(path)
