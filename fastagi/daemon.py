@@ -139,7 +139,10 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     stop_control = control.listen(reactor, config.control, service)
     spool.start()
     service.start(offers, requests, last_id)
-    log(f"fastagi answers on {config.listen_host}:{config.listen_port}; open requests: {len(requests)}")
+    # Said when it is true that a signal stops us in order.
+    reactor.callWhenRunning(
+        log, f"fastagi answers on {config.listen_host}:{config.listen_port}; open requests: {len(requests)}"
+    )
 
     async def stop() -> None:
         await _maybe(port.stopListening())

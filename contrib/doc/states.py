@@ -29,7 +29,7 @@ FILL = {
     State.ENDED: "#eeeeee",
 }
 WORDS = {
-    State.OFFERED: "a failed call,\\nmay be asked for",
+    State.OFFERED: "a failed call,<br/>may be asked for",
     State.QUEUED: "waits for the callee",
     State.READY: "the caller is rung",
     State.CALLING: "the callee is called",
@@ -37,8 +37,12 @@ WORDS = {
     State.ENDED: "over, for a reason",
 }
 
-MAIN = set(pairwise([State.OFFERED, State.QUEUED, State.READY, State.CALLING, State.COMPLETED]))
-"""The straight way, drawn straight."""
+HOW = {
+    **dict.fromkeys(pairwise([*State][:5]), ", weight=100"),  # the straight way, drawn straight
+    (State.QUEUED, State.ENDED): ", tailport=se, headport=n",
+    (State.READY, State.ENDED): ", tailport=se",
+}
+"""What keeps the picture tidy; a transition that is not here is drawn all the same."""
 
 HEAD = """\
 // Written by states.py from fastagi.completion.machine.TABLE.
@@ -68,13 +72,16 @@ def dot() -> str:
     lines = [HEAD]
     for state in State:  # OFFERED first
         final = ", peripheries=2" if state in (State.COMPLETED, State.ENDED) else ""
-        label = f"<<b>{state}</b><br/><font point-size='10'>{WORDS[state].replace(chr(92) + 'n', '<br/>')}</font>>"
+        label = f"<<b>{state}</b><br/><font point-size='10'>{WORDS[state]}</font>>"
         lines.append(f'    {state} [label={label}, fillcolor="{FILL[state]}"{final}]\n')
     lines.append("\n    {rank=same; COMPLETED; ENDED}\n\n")
+    order = list(State)
     for (state, to), events in edges().items():
         label = "".join(f" {event}\\l" for event in events)
-        weight = ", weight=100" if (state, to) in MAIN else ""
-        lines.append(f'    {state} -> {to} [label="{label}"{weight}]\n')
+        ends, how = f"{state} -> {to}", HOW.get((state, to), "")
+        if order.index(to) < order.index(state):  # so that the first state stays on top
+            ends, how = f"{to} -> {state}", ", dir=back"
+        lines.append(f'    {ends} [label="{label}"{how}]\n')
     lines.append("}\n")
     return "".join(lines)
 

@@ -69,7 +69,8 @@ def _in_a_sentence(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError, FastagiError, ValueError) as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"the database {path} cannot be used: {error}") from error
+        hint = ": run this as Asterisk's user" if isinstance(error, PermissionError) else ""
+        raise StoreError(f"the database {path} cannot be used: {error}{hint}") from error
 
 
 def _open_to_read(path: Path) -> Database:

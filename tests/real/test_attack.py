@@ -295,18 +295,20 @@ def test_who_says_he_is(hostile: Bench) -> None:
         ("40\r\nagi_evil: 1", ""),
         (start, ""),
         # ... and past a comparison of lengths: the name follows the number there
-        (start, slipping("1", front=len(start))),
-        ("40\nagi_evil: 1", slipping("1", front=len("40\nagi_evil: 1"))),
+        (start, slipping("1", front=len(start)) + "x"),
+        ("40\nagi_evil: 1", slipping("1", front=len("40\nagi_evil: 1")) + "x"),
     ]
     faults = []
+    offered = 0
     for number, name in said:
         for dialled in ("2000", "7777"):  # through cc-agi, and past it
             told = Told(bench)
             phone.dial(dialled, headers=says(number, name)).wait_ended()
             if fault := told.fault("PJSIP/5000-"):
                 faults.append(f"{dialled} by {number!r} {name!r}: {fault}")
-            if rows := stored(bench):
-                faults.append(f"{dialled} by {number!r} {name!r} was offered: {rows[-1]}")
+            if rows := stored(bench)[offered:]:
+                faults.append(f"{dialled} by {number!r} {name!r} was offered: {rows}")
+                offered += len(rows)
     for number in ("40\nagi_evil: 1", "40\nagi_arg_1: 2000\n"):
         told = Told(bench)
         call = phone.dial("*30", headers=says(number))
@@ -379,15 +381,14 @@ def test_four_kilobytes(hostile: Bench) -> None:
 
 
 CONTACTS = [
-    "x,30,G(admin^s^1)",
-    "x,30,b(admin^s^1)",
-    "x&PJSIP",
+    "x,5,b(admin%5Es%5E1)",
+    "x,5,G(admin%5Es%5E1)",
+    "x%2C5%2Cb(admin%5Es%5E1)",
+    "x&PJSIP/4000/sip:4000",
+    "x%26Local%2Fs%40admin%26PJSIP%2F4000",
     "x;y",
     "1000(",
-    "1000)",
     "1000'",
-    "x%2C30%2CG(admin^s^1)",
-    "x%26Local%2Fs%40admin",
 ]
 
 
@@ -496,8 +497,8 @@ def test_forged_environments(bench: Bench) -> None:
         fault = told.fault("0000dead")
         if fault and "127.0.0.1" not in fault:  # the peer will do where there is no channel
             faults.append(f"{what}: {fault}")
-    assert stored(bench) == []
     assert not faults, same(faults)
+    assert stored(bench) == []
     serves(bench)
 
 

@@ -765,7 +765,7 @@ def test_serve_logs_lines_with_their_time_until_it_is_stopped(
     site: Site, serving: Serving, number: signal.Signals
 ) -> None:
     first = serving.line()
-    assert re.fullmatch(STAMP + f"fastagi answers on 127.0.0.1:{site.port}; 1 requests are open\n", first)
+    assert re.fullmatch(STAMP + f"fastagi answers on 127.0.0.1:{site.port}; open requests: 1\n", first)
     code, lines, errors = serving.end(number)
     assert (code, errors) == (0, "")
     assert re.fullmatch(STAMP + "fastagi has stopped", lines[-1])

@@ -1212,6 +1212,30 @@ def test_what_is_kept_is_tried_again_by_the_next_event_too(world: World) -> None
     assert world.told() == ["saved: offer 3, 2 CALLING -> COMPLETED", "-> offer 3 CCBS"]
 
 
+def test_what_followed_but_was_not_saved_follows_with_the_next_event(world: World) -> None:
+    queued(world)
+    world.store.error = OSError("disk full")
+    world.set("2000", IDLE)
+    assert set(world.told()) == {"not saved"}
+    world.store.error = None
+    world.fails("1100", "2001")
+    told = world.told()
+    assert told[0] == "saved: offer 3, 2 QUEUED -> READY"
+    assert told[1].startswith("ring 1000 for 2000")
+
+
+def test_a_store_that_fails_from_the_start_is_tried_again(world: World) -> None:
+    queued(world)
+    world.store.error = OSError("disk full")
+    world.restart()
+    assert world.clock.armed() == [1]
+    world.set("2000", IDLE)
+    assert world.rings() == []
+    world.store.error = None
+    world.wait(10)
+    assert len(world.rings()) == 1
+
+
 def test_after_a_success_the_pauses_begin_anew(world: World) -> None:
     up_to_calling(world)
     world.store.error = OSError("disk full")
@@ -1393,6 +1417,17 @@ def test_one_call_is_armed_for_the_nearest_instant(world: World) -> None:
     world.wait(34)
     assert world.told()[-1].startswith("ring")
     world.wait(1)
+    assert world.told() == ["saved: 2 READY -> QUEUED", "stop r1"]
+
+
+def test_a_call_that_comes_a_moment_early_is_armed_again(world: World) -> None:
+    up_to_ready(world)
+    [timer] = [t for t in world.clock.timers if not t.cancelled]
+    world.clock.move(timer.when - world.clock.now() - 0.001)
+    world.clock.timers.remove(timer)
+    timer.call()
+    assert world.clock.armed() == [pytest.approx(0.001, abs=1e-5)]
+    world.wait(0.002)
     assert world.told() == ["saved: 2 READY -> QUEUED", "stop r1"]
 
 
