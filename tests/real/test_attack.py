@@ -119,7 +119,7 @@ class Told:
         self.server, self.site = len(bench.server.log_lines()), len(self._site())
 
     def _site(self) -> list[str]:
-        return [line for line in self.bench.site_lines("fastagi: refused") if "NOTICE" in line]
+        return [line for line in self.bench.site_lines("fastagi: refused") if "NOTICE[" in line]
 
     def lines(self) -> list[str]:
         return self.bench.server.log_lines()[self.server :] + self._site()[self.site :]
@@ -256,6 +256,9 @@ def test_who_gives_up_while_it_rings(hostile: Bench) -> None:
         slipping("91)v(GLOBAL(PWNED)=1"),
         slipping(f"91^FILE({target})=1"),
         slipping("91^CC_NOTE_CHANNEL=PJSIP/3000-0000dead"),
+        "90,PJSIP/2000,admin",
+        "90,PJSIP/2000,a^GLOBAL(PWNED)=1",
+        f"90,PJSIP/2000,a^FILE({target})=1",
     ]
     faults = []
     try:
@@ -309,6 +312,11 @@ def test_who_says_he_is(hostile: Bench) -> None:
             if rows := stored(bench)[offered:]:
                 faults.append(f"{dialled} by {number!r} {name!r} was offered: {rows}")
                 offered += len(rows)
+    # The forged end may be a read of its own, before the rest is there: a race, so more than once.
+    for name in ("", slipping("1", front=len(start)) + "x"):
+        for _ in range(25):
+            phone.dial("2000" if name else "7777", headers=says(start, name)).wait_ended()
+    faults += [f"was offered: {row}" for row in stored(bench) if row[1:3] == ("3000", "admin")]
     for number in ("40\nagi_evil: 1", "40\nagi_arg_1: 2000\n"):
         told = Told(bench)
         call = phone.dial("*30", headers=says(number))

@@ -92,6 +92,15 @@ def test_number_that_does_not_exist(bench: Bench) -> None:
     assert bench.asks("1000") == "FAIL/NO_SUCH_NUMBER"
 
 
+def test_extension_without_a_phone(bench: Bench) -> None:
+    """Asterisk says of it what it says of a phone that is not registered: CHANUNAVAIL, cause 3."""
+    bench.asterisk.reload_dialplan(
+        bench.dialplan() + "[phones](+)\nexten => _29XX,1,Gosub(cc-dial,s,1(PJSIP/${EXTEN},5))\n"
+    )
+    bench.phones["1000"].dial("2999").wait_ended()
+    assert bench.asks("1000") == "FAIL/NO_SUCH_NUMBER"
+
+
 def test_through_a_trunk_there_is_nobody_to_watch(bench: Bench) -> None:
     bench.another("trunk", port=bench.trunk_port, answer="busy")
     bench.phones["1000"].dial("8888").wait_status(486)

@@ -28,8 +28,8 @@ def check(world: World) -> None:
     assert len(world.clock.armed()) <= 1, "one call is armed for the nearest instant"
     rung = [r.recall_id for r in world.agent.rung]
     assert len(rung) == len(set(rung)), "a recall id was used again"
-    for line in (line for line in world.logged if line.startswith("request ")):
-        assert line.split(": ", 2)[2] in [e.sentence for e in world.store.log]
+    lines = [line for line in world.logged if line.startswith("request ")]
+    assert lines == [f"request {e.request}: {e.old} -> {e.new}: {e.sentence}" for e in world.store.log]
 
 
 def up_to_ready(world: World) -> None:
@@ -1123,7 +1123,7 @@ def test_the_commit_fails_and_nothing_has_changed(world: World) -> None:
     world.wants("1100", "2000")
     world.told()
     before = dict(world.store.requests)
-    world.logged.clear()
+    logged = len(world.logged)
     world.store.error = OSError("disk full")
     world.fails("1200", "2000")
     world.asks("1000")
@@ -1133,8 +1133,8 @@ def test_the_commit_fails_and_nothing_has_changed(world: World) -> None:
     world.pending("1100")
     assert world.told() == ["not saved", "-> FAIL STORE_FAILED"] * 4 + ["-> none", "-> 3 for 2000 QUEUED"]
     assert world.store.requests == before
-    assert len(world.logged) == 4
-    assert all("disk full" in line for line in world.logged)
+    assert len(world.logged) == logged + 4
+    assert all("disk full" in line for line in world.logged[logged:])
     world.store.error = None
     world.asks("1200")
     world.asks("1000")
@@ -1153,6 +1153,23 @@ def test_no_effect_runs_of_what_was_not_saved(world: World) -> None:
     assert len(world.rings()) == 1
     world.taken(world.agent.rung[0].recall_id)
     assert world.told()[-1] == "-> ring PJSIP/1000 for 20 s"
+
+
+def test_an_offer_is_not_forgotten_by_what_was_not_saved() -> None:
+    world = World(Limits(cc_max_offers=2))
+    world.fails("1000", "2000")
+    world.fails("1100", "2000")
+    world.wait(20)
+    world.store.error = OSError("disk full")
+    world.fails("1200", "2000")
+    assert world.told()[-1] == "-> FAIL STORE_FAILED"
+    world.store.error = None
+    world.asks("1000")
+    assert world.told() == ["-> FAIL OFFER_EXPIRED"]
+    world.fails("1200", "2000")
+    assert world.told()[-1].endswith("CCBS")
+    assert len(world.store.offers) == 2
+    check(world)
 
 
 def test_no_recall_is_stopped_by_a_cancel_that_was_not_saved(world: World) -> None:
@@ -1371,6 +1388,16 @@ def test_a_pause_between_free_and_the_recall(world: World) -> None:
     assert world.told() == []
     world.wait(0.1)
     assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r1"]
+
+
+def test_idle_told_again_does_not_start_the_pause_anew(world: World) -> None:
+    world.directory.set("2000", cc_guard_timer=5)
+    queued(world)
+    world.set("2000", IDLE)
+    world.wait(4)
+    world.service.levels({phone("2000"): IDLE})
+    world.wait(1)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
 
 
 def test_ringing_for_somebody_else_starts_the_pause_anew(world: World) -> None:

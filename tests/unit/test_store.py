@@ -470,6 +470,25 @@ def test_what_is_no_database_is_refused_and_left_alone(path: Path, content: byte
     assert path.read_bytes() == content
 
 
+def test_another_programs_database_is_refused_and_left_alone(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE requests (id, what)")
+    connection.close()
+    before = path.read_bytes()
+    assert "another program's" in refused(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a b.db", "a%41.db", "a?b.db", "a#b.db", "ä.db"])
+def test_any_name_of_the_file(tmp_path: Path, name: str) -> None:
+    Shop(tmp_path / name).store.close()
+    again = Shop(tmp_path / name)
+    again.good(requests={2: REQUEST})
+    assert Reader(tmp_path / name).request(2) == REQUEST
+    again.store.close()
+    assert {n for n in os.listdir(tmp_path) if not n.endswith(".lock")} == {name}
+
+
 def test_an_empty_file_becomes_a_database(shop: Open, path: Path) -> None:
     path.touch()
     assert shop().store.load() == ([], [], 0)
