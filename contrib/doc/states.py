@@ -48,7 +48,8 @@ HEAD = """\
 // Written by states.py from fastagi.completion.machine.TABLE.
 digraph request {
     graph [rankdir=TB, bgcolor=white, margin=0.15, nodesep=0.9, ranksep=0.8, fontname="Helvetica"]
-    node [shape=box, style="rounded,filled", color="#5b6770", fontname="Helvetica", fontsize=12, margin="0.2,0.1"]
+    node [shape=box, style="rounded,filled", color="#5b6770", fontname="Helvetica", margin="0.2,0.1"]
+    node [fontsize=12]
     edge [color="#5b6770", fontcolor="#20303c", fontname="Helvetica", fontsize=10.5, arrowsize=0.7]
 
 """

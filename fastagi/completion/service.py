@@ -28,6 +28,8 @@ from fastagi.errors import Refused
 OFFER_MEMORY = 3600.0
 """Seconds that an offer is remembered after its time, so that ``*30`` can say that it came too late."""
 OFFERS_PER_CALLER = 20
+FORGET_EVERY = 60.0
+"""Seconds between two looks through all offers for those to be forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,9 @@ class CompletionService:
         self._levels: dict[Device, Presence] = {}
         self._idle_since: dict[Device, float] = {}
         self._wanted: dict[Device, float] = {}
+        self._settled_at = 0.0
+        self._forgot_at = 0.0
+        self._full_until = 0.0
         self._turns = Turns(
             book=self.book,
             store=store,
@@ -120,11 +125,7 @@ class CompletionService:
         """
         now = self._clock.now()
         self.book.load((self._cut_offer(o, now) for o in offers), (self._cut(r, now) for r in requests), last_id)
-        for request in self.book.requests():
-            if request.state is State.READY and not request.taken:
-                lost = machine.RecallLost("fastagi was restarted before the recall began", pause=False)
-                self._event(lambda now, id=request.id, lost=lost: self._apply_id(id, lost, now))  # type: ignore[misc]
-        self._turns.look_again()
+        self._event(self._restarted)
 
     # What callers and operators ask
 
@@ -201,6 +202,12 @@ class CompletionService:
         self._levels.clear()
         self._idle_since.clear()
 
+    def _restarted(self, now: float) -> None:
+        for request in self.book.requests():
+            if request.state is State.READY and not request.taken:
+                lost = machine.RecallLost("fastagi was restarted before the recall began", pause=False)
+                self._apply(request, lost, now)
+
     def _turn_event(self, recall_id: str, event: machine.Event, done: Done) -> None:
         self._event(lambda now: self._apply(self._of_recall(recall_id), event, now), done, keep=True)
 
@@ -208,13 +215,15 @@ class CompletionService:
 
     def _settle(self, now: float) -> None:
         """Run until nothing changes: what is due, then whose turn it is."""
+        self._settled_at = now
         for request in self.book.requests():
             if request.state is State.QUEUED and request.service_ends <= now:
                 self._apply(request, machine.TimeOver(), now)
             elif request.recall_id and request.recall_ends <= now:
                 why = f"nothing was heard of recall {request.recall_id} in time"
                 self._apply(request, machine.RecallLost(why), now)
-        self._forget_offers(now)
+        if now >= self._forgot_at + FORGET_EVERY:
+            self._forget_offers(now, OFFER_MEMORY)
 
         def rested(request: Request) -> bool:
             return self._rested_at(request) <= now
@@ -261,15 +270,15 @@ class CompletionService:
     def _next_due(self) -> float | None:
         """The nearest instant at which something follows from time alone."""
         due: list[float] = []
-        now = self._clock.now()
         for request in self.book.requests():
             if request.state is State.QUEUED:
                 due.append(request.service_ends)
-                due += [at for at in (request.retry_at, self._rested_at(request)) if at > now]
+                # What fell due while we were saving has not been looked at yet.
+                due += [at for at in (request.retry_at, self._rested_at(request)) if at > self._settled_at]
             else:
                 due.append(request.recall_ends)
         if self.book.offers:
-            due.append(now + OFFER_MEMORY)
+            due.append(self._settled_at + OFFER_MEMORY)
         return min(due, default=None)
 
     def _rested_at(self, request: Request) -> float:
@@ -356,17 +365,17 @@ class CompletionService:
         if len(own) >= OFFERS_PER_CALLER:
             self.book.forget_offer(own[0])
         elif len(self.book.offers) >= self._limits.cc_max_offers:
-            oldest = next(iter(self.book.offers.values()))
-            if now < oldest.offer_ends:
+            if now >= self._full_until:
+                self._forget_offers(now, 0.0)
+            if len(self.book.offers) >= self._limits.cc_max_offers:
+                self._full_until = now + 1.0  # to look through them all for each call would be our own end
                 raise Refused("TOO_MANY_OFFERS", f"{len(self.book.offers)} calls are on offer already")
-            self.book.forget_offer(oldest)
 
-    def _forget_offers(self, now: float) -> None:
-        while self.book.offers:
-            oldest = next(iter(self.book.offers.values()))
-            if now < oldest.offer_ends + OFFER_MEMORY:
-                return
-            self.book.forget_offer(oldest)
+    def _forget_offers(self, now: float, memory: float) -> None:
+        """Those whose time was over ``memory`` seconds ago."""
+        self._forgot_at = now
+        for offer in [o for o in self.book.offers.values() if o.offer_ends + memory <= now]:
+            self.book.forget_offer(offer)
 
     def _ask(self, device: Device, callee: Number | None, now: float) -> Place:
         caller = self._who(device)
@@ -468,9 +477,11 @@ class CompletionService:
         turn = machine.CALL_LIMIT
         if request.state is State.READY:
             turn = policy.caller.cc_recall_timer + machine.RECALL_GRACE
+        longest = max(policy.service_timer(service) for service in Service)
         return replace(
             request,
-            service_ends=min(request.service_ends, now + policy.service_timer(request.service)),
+            asked_at=min(request.asked_at, now),
+            service_ends=min(request.service_ends, now + longest),
             retry_at=min(request.retry_at, now + policy.caller.cc_retry_timer),
             recall_ends=min(request.recall_ends, now + turn),
         )

@@ -20,7 +20,7 @@ from fastagi.completion.machine import Effect
 from fastagi.completion.ports import Clock, Store, Timer
 from fastagi.errors import Refused
 
-RETRY_AT_MOST = 60.0
+RETRY_AFTER = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 PRUNE_EVERY = 60.0
 
 Done = Callable[[object], None]
@@ -92,11 +92,17 @@ class Turns:
         self._busy = True
         now = self._clock.now()
         batch, self._inbox = self._inbox, []
-        answers = [(event.done, self._carry_out(event, now)) for event in batch]
+        answers = self._carry_out(batch, now)
         settled = self.stale
         if settled:
-            self._settle(now)
-            self.stale = False
+            try:
+                self._settle(now)
+                self.stale = False
+            except Exception as fault:  # the service must go on
+                self._log(f"a fault of fastagi itself: {format_exc()}")
+                self._not_saved(fault, batch)
+                self._refuse(answers, fault)
+                return
         changes = self._book.take_changes()
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
@@ -110,40 +116,60 @@ class Turns:
                 self._finish(answers)
             else:
                 self._not_saved(error, batch)
-                no = Refused("STORE_FAILED", f"it could not be saved: {error}")
-                self._finish([(done, no) for done, _ in answers])
+                self._refuse(answers, error)
 
         if changes:
             self._store.commit(changes, saved)
         else:
             saved(None)
 
-    def _carry_out(self, event: _Event, now: float) -> object:
-        try:
-            return event.work(now)
-        except Refused as no:
-            return no
-        except Exception as error:  # one broken event must not stop all others
-            self._log(f"a fault of fastagi itself: {format_exc()}")
-            return Refused("INTERNAL_ERROR", f"a fault of fastagi itself: {error!r}")
+    def _carry_out(self, batch: list[_Event], now: float) -> list[tuple[Done, object]]:
+        answers: list[tuple[Done, object]] = []
+        for event in batch:
+            try:
+                answers.append((event.done, event.work(now)))
+            except Refused as no:
+                answers.append((event.done, no))
+            except Exception as fault:  # one broken event must not stop the others
+                self._log(f"a fault of fastagi itself: {format_exc()}")
+                self._take_back()
+                place = len(answers)
+                answers = self._carry_out(batch[:place] + batch[place + 1 :], now)
+                sentence = f"a fault of fastagi itself: {fault!r}"
+                answers.insert(place, (event.done, Refused("INTERNAL_ERROR", sentence)))
+                return answers
+        return answers
 
     def _saved(self, settled: bool) -> None:
         self._book.keep()
         self._failures = 0
         effects, self.effects = self.effects, []
-        self._perform(effects, settled)
+        try:
+            self._perform(effects, settled)
+        except Exception:  # the service must go on
+            self._log(f"a fault of fastagi itself: {format_exc()}")
 
-    def _not_saved(self, error: Exception, batch: list[_Event]) -> None:
+    def _take_back(self) -> None:
         self._book.rollback()
         self.effects.clear()
         self.stale = True
+
+    def _not_saved(self, error: Exception, batch: list[_Event]) -> None:
+        self._take_back()
         self._failures += 1
         self._inbox[:0] = [_Event(event.work, ignore, True) for event in batch if event.keep]
         self._log(f"nothing was changed, for it could not be saved: {error}")
 
+    def _refuse(self, answers: Sequence[tuple[Done, object]], error: Exception) -> None:
+        no = Refused("STORE_FAILED", f"it could not be saved: {error}")
+        self._finish([(done, no) for done, _ in answers])
+
     def _finish(self, answers: Sequence[tuple[Done, object]]) -> None:
         for done, answer in answers:
-            done(answer)
+            try:
+                done(answer)
+            except Exception:  # the service must go on
+                self._log(f"a fault of fastagi itself: {format_exc()}")
         self._busy = False
         waiting = bool(self._inbox or self.stale)
         if any(not event.keep for event in self._inbox) or (waiting and not self._failures):
@@ -154,7 +180,8 @@ class Turns:
     def _arm(self) -> None:
         """One call, for the nearest instant."""
         if self._failures:
-            due: float | None = self._clock.now() + min(RETRY_AT_MOST, 2.0 ** (self._failures - 1))
+            wait = RETRY_AFTER[min(self._failures, len(RETRY_AFTER)) - 1]
+            due: float | None = self._clock.now() + wait
         else:
             due = self._next_due()
             if due is not None:

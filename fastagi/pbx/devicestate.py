@@ -24,21 +24,23 @@ class DeviceStates:
 
     def __init__(self, changed: Callable[[Mapping[Device, Presence]], None], lost: Callable[[], None]) -> None:
         self.names: dict[Device, str] = {}
+        self._watched: frozenset[Device] = frozenset()
         self._changed = changed
         self._lost = lost
 
     def seen(self, device: Device, name: str) -> None:
         """``device`` is ``name`` now; told on only if that is news."""
-        if name not in PRESENCE:
+        if name not in PRESENCE or device not in self._watched:
             return
         old = self.names.get(device)
         self.names[device] = name
         if old is None or PRESENCE[old] is not PRESENCE[name]:
             self._changed({device: PRESENCE[name]})
 
-    def keep_only(self, devices: Collection[Device]) -> None:
-        """Forget the others: they are not watched any more."""
-        for device in self.names.keys() - set(devices):
+    def watch(self, devices: Collection[Device]) -> None:
+        """Tell of these from now on, and forget the others: told again later, they are news."""
+        self._watched = frozenset(devices)
+        for device in self.names.keys() - self._watched:
             del self.names[device]
 
     def lost(self) -> None:

@@ -115,7 +115,7 @@ class Poller:
             wanted[call] = self._questions.get(call) or _CallQuestion(call, self._gone)
         new = [q for key, q in wanted.items() if self._questions.get(key) is not q]
         self._questions = wanted
-        self._states.keep_only(devices)
+        self._states.watch(devices)
         for question in new:
             self._push(self._reactor.seconds(), question)
         self._look()

@@ -144,18 +144,27 @@ class Store:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         with _in_a_sentence(path):
             self._lock = self._lock_file(path)
-            if path.exists() and path.stat().st_size:
-                _open_to_read(path).close()
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db = Database(connection)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            migrations.apply(self._db)
-            connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now, not later
-            connection.execute("ROLLBACK")
-            self._last_id = self._read_last_id()
+            try:
+                self._db = self._open(path)
+                self._last_id = self._read_last_id()
+            except BaseException:
+                os.close(self._lock)
+                raise
         self._thread = threading.Thread(target=self._write, name="fastagi-store", daemon=True)
         self._thread.start()
+
+    @staticmethod
+    def _open(path: Path) -> Database:
+        if path.exists() and path.stat().st_size:
+            _open_to_read(path).close()
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        db = Database(connection)
+        migrations.apply(db)
+        connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now, not later
+        connection.execute("ROLLBACK")
+        return db
 
     @staticmethod
     def _lock_file(path: Path) -> int:
@@ -199,7 +208,7 @@ class Store:
             try:
                 with self._db.atomic():
                     self._write_rows(changes)
-            except (sqlite3.Error, OSError) as error:
+            except Exception as error:  # whatever it is, this thread must go on and say so
                 self._call_back(done, error)
             else:
                 self._call_back(done, None)

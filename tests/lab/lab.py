@@ -42,6 +42,7 @@ def main(words: list[str]) -> int:
     if len(words) != 1 or words[0] not in commands:
         print(USAGE)
         return 0 if words in (["-h"], ["--help"]) else 2
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # contrib/lab status | head
     try:
         with _one_at_a_time():
             return commands[words[0]]()

@@ -92,7 +92,7 @@ def last_words(folder: Path, count: int = 12) -> list[str]:
     for title, log in ("fastagi", folder / "fastagi/fastagi.log"), ("Asterisk", folder / "asterisk/log/full"):
         if log.exists():
             lines = log.read_text(errors="replace").splitlines()
-            lines = [line for line in lines if not re.search(r"Executing \[|-- Goto|loader\.c", line)]
+            lines = [line for line in lines if not re.search(r"Executing \[|Goto \(|loader\.c|func_timeout\.c|Strict RTP", line)]
             told += [f"The end of {title}'s log:", *(f"  {line[:180]}" for line in lines[-count:])]
     return told
 

@@ -45,4 +45,7 @@ class Timeline:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colours else text
 
     def line(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        try:
+            print(text, file=self._out, flush=True)
+        except BrokenPipeError:  # nobody reads on; what was begun still has to be ended in order
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())

@@ -1,0 +1,481 @@
+"""What README and contrib/doc say is what the code does today: pictures, tables, examples, names."""
+
+import ast
+import configparser
+import importlib
+import importlib.util
+import re
+import sys
+import xml.etree.ElementTree as xml
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asterisk.config import Config as AsteriskConfig
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+import fastagi.agi
+from fastagi import cli, config
+from fastagi.agi.server import Server
+from fastagi.completion import book, machine, model, ports, queue, service, turns
+from fastagi.completion.model import Limits, Number, Settings
+from fastagi.config import load
+from fastagi.errors import ConfigError
+
+TOP = Path(__file__).parents[2]
+DOC = TOP / "contrib/doc"
+README = (TOP / "README.rst").read_text()
+JOURNEY = (DOC / "journey.rst").read_text()
+PAGES = {path.name: path.read_text() for path in (TOP / "README.rst", *sorted(DOC.glob("*.rst")))}
+DIALPLAN = "".join(path.read_text() for path in sorted((TOP / "dialplan").glob("*.conf")))
+
+
+# ---------------------------------------------------------------------------------------- reading the pages
+
+
+def blocks(text: str) -> list[str]:
+    """The literal blocks, without their indentation."""
+    found = re.findall(r"::\n\n((?:(?: {4}.*)?\n)+)", text)
+    return ["\n".join(line[4:] for line in block.rstrip().splitlines()) + "\n" for block in found]
+
+
+def block(beginning: str) -> str:
+    """The README's first literal block that has a line which begins so."""
+    return next(b for b in blocks(README) if re.search(f"^{re.escape(beginning)}", b, re.MULTILINE))
+
+
+def tables(text: str) -> Iterator[list[list[str]]]:
+    """Each simple table: its head, then its rows; a row whose first cell is empty goes on with the last."""
+    for head, body in re.findall(r"^=+ [= ]+\n(.+)\n=+ [= ]+\n((?:.+\n)+?)=+ [= ]+$", text, re.MULTILINE):
+        rule = re.search(rf"^(=+ [= ]+)\n{re.escape(head)}$", text, re.MULTILINE)
+        assert rule
+        columns = [m.span() for m in re.finditer("=+", rule[1])]
+        columns[-1] = (columns[-1][0], 1000)
+        rows = [[line[a:b].strip() for a, b in columns] for line in (head, *body.splitlines())]
+        whole: list[list[str]] = []
+        for row in rows:
+            if row[0]:
+                whole.append(row)
+            else:
+                whole[-1] = [f"{old} {new}".strip() for old, new in zip(whole[-1], row, strict=True)]
+        yield whole
+
+
+def table(after: str) -> list[list[str]]:
+    """The rows, without the head, of the README's first table after these words."""
+    return next(tables(README[README.index(after) :]))[1:]
+
+
+def words(after: str) -> set[str]:
+    """The first column of a table of reasons."""
+    found = [row[0] for row in table(after)]
+    assert len(found) == len(set(found))
+    return {word.strip("`") for word in found}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_well_formed(name: str) -> None:
+    """By hand, what docutils would warn of: short underlines, cells out of their column, odd quotes."""
+    text = PAGES[name]
+    assert "\t" not in text and text.endswith("\n") and not text.endswith("\n\n")
+    lines = text.splitlines()
+    for above, line in pairwise(lines):
+        if re.fullmatch(r"([=~-])\1{3,}", line) and above and not above.startswith("="):
+            assert len(line) == len(above), above
+    for rule, body in re.findall(r"^(=+ [= ]+)\n.+\n=+ [= ]+\n((?:.+\n)+?)=+ [= ]+$", text, re.MULTILINE):
+        gaps = [m.start() for m in re.finditer(" ", rule)]
+        for row in body.splitlines():
+            assert all(row[at : at + 1] in ("", " ") for at in gaps), row
+    for paragraph in re.sub(r"(?m)^ {4}.*$", "", text).split("\n\n"):
+        assert paragraph.count("``") % 2 == 0, paragraph
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_link_has_its_target_and_each_target_its_link(name: str) -> None:
+    links = set(re.findall(r"(?<!`)`([^`<]+)`_(?!_)", PAGES[name]))
+    targets = dict(re.findall(r"^\.\. _([^:]+): (\S+)$", PAGES[name], re.MULTILINE))
+    assert links == set(targets)
+    folder = TOP if name == "README.rst" else DOC
+    assert [path for path in targets.values() if not (folder / path).exists()] == []
+
+
+# ---------------------------------------------------------------------------------------- the picture
+
+
+def drawing() -> Any:
+    spec = importlib.util.spec_from_file_location("states", DOC / "states.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_is_that_of_todays_table() -> None:
+    """If not: .venv/bin/python contrib/doc/states.py"""
+    states = drawing()
+    assert (DOC / "states.dot").read_text() == states.dot()
+    assert PAGES["states.rst"] == states.page(PAGES["states.rst"])
+
+
+def test_the_svg_is_drawn_from_the_dot() -> None:
+    drawn = xml.parse(DOC / "states.svg").getroot()
+    said = Counter((text.text or "").strip(" \xa0") for text in drawn.iter("{http://www.w3.org/2000/svg}text"))
+    expected = Counter(event for events in drawing().edges().values() for event in events)
+    expected.update(list(model.State))
+    missing = expected - said
+    assert not missing
+    remarks = " ".join(drawing().WORDS.values()).replace("<br/>", " ")
+    assert all(text in remarks for text in said - expected)
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def test_the_settings_table() -> None:
+    rows = {row[0].strip("`"): (row[1], row[2]) for row in table("\nSettings\n--------")}
+    built_in: dict[str, object] = {}
+    for defaults in (Settings(), Limits()):
+        built_in |= {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+    assert {name: default for name, (_, default) in rows.items()} == {n: str(v) for n, v in built_in.items()}
+    for name, (whose, _) in rows.items():
+        assert (whose == "whole system") == (name in {field.name for field in fields(Limits)})
+
+
+def test_whose_setting_it_is() -> None:
+    """As the rules read it: ``p.caller.x``, ``caller.settings.x``, ``extension(offer.callee).settings.x``."""
+    source = "".join(Path(str(m.__file__)).read_text() for m in (machine, service))
+    read = set(re.findall(r"(caller|callee)\)?\.(?:settings\.)?(cc_\w+)", source))
+    for name, whose, *_ in table("\nSettings\n--------"):
+        if whose in ("caller", "callee") and name.startswith("``cc_"):
+            assert {w for w, n in read if n == name.strip("`")} == {whose}, name
+
+
+# ---------------------------------------------------------------------------------------- reasons
+
+SERVICE = ast.parse(Path(str(service.__file__)).read_text())
+MACHINE = ast.parse(Path(str(machine.__file__)).read_text())
+TURNS = ast.parse(Path(str(turns.__file__)).read_text())
+ROUTES = ast.parse((TOP / "fastagi/agi/routes.py").read_text())
+REASON = re.compile(r"[A-Z]{2,}(_[A-Z]+)*")
+DIALSTATUS = {"CONGESTION"}
+"""Stands in the tables for every DIALSTATUS that is handed on as it is."""
+
+
+def functions(tree: ast.AST) -> dict[str, ast.AST]:
+    return {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def reached(tree: ast.AST, *names: str) -> list[ast.AST]:
+    """These functions, and all of the same file that they call."""
+    all_of_them, found, todo = functions(tree), {}, list(names)
+    while todo:
+        name = todo.pop()
+        if name not in found and name in all_of_them:
+            found[name] = all_of_them[name]
+            for node in ast.walk(found[name]):
+                called = node.func if isinstance(node, ast.Call) else None
+                if isinstance(called, ast.Attribute | ast.Name):
+                    todo.append(called.attr if isinstance(called, ast.Attribute) else called.id)
+    return list(found.values())
+
+
+def refusals(nodes: list[ast.AST]) -> set[str]:
+    """The words of every ``Refused("WORD", ...)``."""
+    calls = [n for node in nodes for n in ast.walk(node) if isinstance(n, ast.Call)]
+    return {
+        c.args[0].value
+        for c in calls
+        if isinstance(c.func, ast.Name) and c.func.id == "Refused"
+        if isinstance(c.args[0], ast.Constant) and isinstance(c.args[0].value, str)
+    }
+
+
+def strings(node: ast.AST) -> set[str]:
+    values = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return {v for v in values if REASON.fullmatch(v)}
+
+
+def not_offered() -> set[str]:
+    """What `_offerable` answers beside a service, and the DIALSTATUS itself."""
+    returned = {
+        word
+        for node in ast.walk(functions(SERVICE)["_offerable"])
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
+        for word in strings(node.value.elts[0])
+    }
+    assert {"NO_SUCH_NUMBER", "NOT_REACHED"} <= returned
+    return returned | DIALSTATUS
+
+
+# Of the machine's refusals, only these can be met by a script; _apply() calls the machine for all of them.
+BROKEN = refusals([TURNS]) | {"INVALID"}
+WHO = refusals(reached(ROUTES, "_caller"))
+
+
+def said_by_dialplan(variable: str) -> set[str]:
+    return set(re.findall(rf"Set\({variable}=([A-Z_]+)\)", DIALPLAN))
+
+
+def ends(nodes: list[ast.AST]) -> set[str]:
+    """The words of every ``_end(request, now, "WORD", ...)``."""
+    calls = [n for node in nodes for n in ast.walk(node) if isinstance(n, ast.Call)]
+    named = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "_end"]
+    return {word for call in named for word in strings(call.args[2])}
+
+
+def test_reasons_of_a_request() -> None:
+    said = refusals(reached(SERVICE, "_ask")) | not_offered() | BROKEN | WHO
+    said |= {w for w in strings(functions(ROUTES)["request"]) if w != "SUCCESS" and not w.startswith("CC_")}
+    said |= said_by_dialplan("CC_REQUEST_REASON")
+    assert words("``CC_REQUEST_REASON``, after") == said
+
+
+def test_reasons_of_a_cancel() -> None:
+    said = refusals(reached(SERVICE, "_cancel")) | BROKEN | WHO | said_by_dialplan("CC_CANCEL_REASON")
+    assert words("``CC_CANCEL_REASON``, after") == said
+
+
+def test_reasons_of_a_call() -> None:
+    said = refusals(reached(SERVICE, "_offer")) | not_offered() | BROKEN | WHO | said_by_dialplan("CC_REASON")
+    said |= refusals(reached(SERVICE, "_call_over")) | refusals(reached(ROUTES, "_recall_id")) | {"RETAINED"}
+    said |= refusals(reached(MACHINE, "step"))  # a call that ends before the server knows that it began
+    said |= ends(reached(MACHINE, "_call_failed"))
+    assert words("``CC_REASON``, after") == said
+
+
+def test_outcomes() -> None:
+    keywords = [n for n in ast.walk(MACHINE) if isinstance(n, ast.keyword) and n.arg == "reason"]
+    assert words("How a request ended") == ends([MACHINE]) | {w for k in keywords for w in strings(k.value)}
+
+
+def test_no_reason_is_left_out() -> None:
+    """Whatever word a refusal has anywhere in the rules is in one of the tables, or is for nobody's eyes."""
+    told = {word for text in tables(README) for row in text for word in re.findall(r"``([A-Z_]+)``", row[0])}
+    inner = {"RECALL_TAKEN", "NO_SUCH_REQUEST"}  # for [cc-recall], which only hangs up; for `fastagi cancel`
+    assert refusals([SERVICE, MACHINE, TURNS, ROUTES]) - told == inner
+
+
+# ---------------------------------------------------------------------------------------- examples
+
+DIALPLANS = [b for b in blocks(README) if re.search(r"^\[\w+\]", b, re.MULTILINE)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pyst2 leaves it open
+@pytest.mark.parametrize("number", range(len(DIALPLANS)))
+def test_the_dialplan_examples(number: int, tmp_path: Path) -> None:
+    text = DIALPLANS[number]
+    path = tmp_path / "extensions.conf"
+    path.write_text(re.sub("(?m)^#include .*$", "", text))  # pyst2 knows no #include
+    read = AsteriskConfig(str(path))
+    assert [c.name for c in read.categories] in (["phones"], ["globals"])
+    ours = set(re.findall(r"^\[(.+)\]", DIALPLAN, re.MULTILINE))
+    named = re.findall(r"include => ([\w-]+)|(?:Gosub\(|_push\)=)(cc-[\w-]+),", text)
+    assert {a or b for a, b in named} <= ours
+    globals_ = re.findall(r"^(\w+)=", text, re.MULTILINE)
+    assert [name for name in globals_ if f"${{{name}}}" not in DIALPLAN] == []
+
+
+def test_there_are_four_dialplan_examples_and_one_is_complete() -> None:
+    assert len(DIALPLANS) == 4
+    assert all(word in DIALPLANS[0] for word in ("include => cc-features", "cc-dial", "#include"))
+    installed = re.search(r'#include "/opt/fastagi/(.+)/\*\.conf"', DIALPLANS[0])
+    data_files = configparser.ConfigParser()
+    data_files.read(TOP / "setup.cfg")
+    assert installed and data_files["options.data_files"][installed[1]] == "dialplan/*.conf"
+
+
+def test_the_signatures_and_contexts_named_are_there() -> None:
+    ours = set(re.findall(r"^\[(.+)\]", DIALPLAN, re.MULTILINE))
+    for name, text in PAGES.items():
+        named = set(re.findall(r"(?<![\w./-])(cc-[a-z]+)(?![\w.-])", text))
+        assert named <= ours, name
+    assert "Gosub(cc-dial,s,1(dial string[,timeout[,Dial options[,extension]]]))" in DIALPLAN
+    assert "Gosub(cc-ask,request,1[(extension)])" in DIALPLAN
+
+
+def test_the_codes() -> None:
+    for code, _, name in table("The codes\n~~~~"):
+        if name:
+            value = "${" + name.strip("`") + "}"
+            assert f"${{IF($[${{LEN({value})}} > 0]?{value}:{code.strip('`')})}}" in DIALPLAN
+
+
+def test_the_prompts() -> None:
+    names = r"\b(activated|cancelled|beeperr|im-sorry|vm-[a-z]+|to-call-[a-z-]+)\b"
+    played = set(re.findall(names, DIALPLAN))
+    said = README[README.index("- The prompts are") : README.index("- Asterisk needs")]
+    assert played == set(re.findall(names, said))
+
+
+def test_the_example_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(block("defaults:"))
+    read = load(path)
+    assert read.directory.extension(Number("1000")).name == "Alice"
+    assert read.directory.extension(Number("2000")).devices == ("PJSIP/bob-desk", "PJSIP/bob-cordless")
+    assert read.directory.extension(Number("2950")).settings.cc_monitor_policy == "never"
+
+
+def test_the_whole_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every key with its default: it is as if there were no file."""
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "none.yaml")
+    read, none = load(DOC / "fastagi.yaml"), load(None)
+    for field in fields(none):
+        if field.name != "directory":
+            assert getattr(read, field.name) == getattr(none, field.name), field.name
+    someone = Number("1000")
+    assert read.directory.extension(someone) == none.directory.extension(someone)
+    text = (DOC / "fastagi.yaml").read_text()
+    for key in re.findall(r"^ *(\w+):", "\n".join(sections()), re.MULTILINE):
+        assert re.search(rf"^ *{key}:", text, re.MULTILINE), key
+
+
+def sections() -> Iterator[str]:
+    """All keys there are, but those of an entry."""
+    for section in (config._File, config._Fastagi, config._Asterisk, config._Defaults):
+        yield from (f"{key}:" for key in section.model_fields)
+
+
+def test_the_example_extensions(tmp_path: Path) -> None:
+    text = (DOC / "fastagi.yaml").read_text()
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(re.sub(r'(?m)^#(  "_?\d)', r"\1", text))
+    read = load(path)
+    assert read.directory.extension(Number("1000")).name == "Reception"
+    assert read.directory.extension(Number("2000")).dialstring == "PJSIP/bob-desk"
+    assert read.directory.extension(Number("2999")).settings.cc_monitor_policy == "never"
+    entry = set(config._Entry.model_fields) - set(config._Settings.model_fields)
+    assert {key for key in entry if re.search(rf"^#   {key} ", text, re.MULTILINE)} == entry
+
+
+def test_an_unknown_key_is_still_refused(tmp_path: Path) -> None:
+    """Lest the tests above prove nothing."""
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(block("defaults:").replace("cc_offer_timer", "cc_offers_timer"))
+    with pytest.raises(ConfigError):
+        load(path)
+
+
+def test_the_library_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = block("from fastagi.agi import serve")
+    assert len(example.strip().splitlines()) <= 10
+    served: list[Any] = []
+    monkeypatch.setattr(fastagi.agi, "serve", served.append)
+    exec(compile(example, "README.rst", "exec"), {})
+    [scripts] = served
+    session = Server(scripts, clock=Clock()).buildProtocol(IPv4Address("TCP", "127.0.0.1", 40000))
+    assert session
+    wire: Any = StringTransport()  # type: ignore[no-untyped-call]
+    session.makeConnection(wire)  # type: ignore[no-untyped-call]
+    heard = []
+    for line in (
+        "agi_network: yes\nagi_network_script: hello\n\n",
+        "200 result=0\n",
+        "200 result=1 (Alice)\n",
+        "200 result=1\n",
+    ):
+        wire.clear()
+        session.dataReceived(line.encode())
+        heard.append(wire.value().decode())
+    assert heard == [
+        "ANSWER\n",
+        'GET VARIABLE "CALLERID(name)"\n',
+        'VERBOSE "Hello Alice" 1\n',
+        "SET VARIABLE GREETED 1\n",
+    ]
+
+
+# ---------------------------------------------------------------------------------------- names
+
+
+def test_the_commands_are_there() -> None:
+    commands = cli.main.commands
+    rows = [row[0].strip("`") for row in table("Operating it\n---")]
+    assert {row.split()[1] for row in rows} == set(commands)
+    named = re.findall(r"(?:``|/bin/|\$ )fastagi ([a-z]+)", "".join(PAGES.values()))
+    assert named and set(named) <= set(commands)
+    for option, takers in {
+        "--config": set(commands),
+        "--json": {"list", "show", "history", "check"},
+        "--limit": {"history"},
+    }.items():
+        have = {name for name, command in commands.items() for p in command.params if option in p.opts}
+        assert have == takers, option
+
+
+def test_the_files_named_are_there() -> None:
+    for name, text in PAGES.items():
+        for path in re.findall(r"(?<![\w/.-])((?:contrib|fastagi|dialplan|tests)/[\w/.-]*\w)", text):
+            if not path.startswith("fastagi/dialplan"):
+                assert (TOP / path).exists(), f"{name}: {path}"
+        for path in re.findall(r"``(/opt/fastagi/share/fastagi/)?(dialplan|cc-[a-z]+\.conf)``", text):
+            assert (TOP / "dialplan" / path[1]).exists() or path[1] == "dialplan"
+    five = {1: "one", 4: "four", 5: "five", 6: "six"}[len(list((TOP / "dialplan").glob("*.conf")))]
+    assert f"{five} small files" in README
+
+
+def test_the_functions_of_the_journey_are_there() -> None:
+    """``service.offer`` is a method of the service; ``Poller.watch`` one of the poller; and so on."""
+    from fastagi import daemon
+    from fastagi.pbx import callfile, devicestate, poll
+    from fastagi.store import requests
+
+    at_hand: dict[str, object] = {
+        "service": service.CompletionService,
+        "machine": machine,
+        "queue": queue,
+        "daemon": daemon,
+        "Poller": poll.Poller,
+        "LocalAgent": callfile.LocalAgent,
+        "DeviceStates": devicestate.DeviceStates,
+        "Store": requests.Store,
+        "Book": book.Book,
+        "Turns": turns.Turns,
+        "CompletionService": service.CompletionService,
+    }
+    named = set(re.findall(r"(?<![\w./])([A-Za-z]\w*(?:\.[A-Za-z_]\w*)+)", JOURNEY))
+    named = {n for n in named if not n.endswith((".conf", ".rst"))}
+    assert len(named) > 25
+    for name in named:
+        first, *rest = name.split(".")
+        if first in at_hand:
+            thing = at_hand[first]
+        else:
+            package = next(p for p in ("", "completion.", "agi.") if f"fastagi.{p}{first}" in sys.modules)
+            thing = importlib.import_module(f"fastagi.{package}{first}")
+        for part in rest:
+            if not hasattr(thing, part):
+                importlib.import_module(f"{getattr(thing, '__name__', '')}.{part}")
+            thing = getattr(thing, part)
+    assert isinstance(ports.Store, type)
+
+
+def test_nothing_of_ours_alone_is_told() -> None:
+    """No path of a builder's machine, no address of a host."""
+    for path in (TOP / "README.rst", *DOC.iterdir()):
+        if path.is_file():
+            text = path.read_text()
+            assert not re.search(r"/(root|home|tmp|work)/", text), path
+            hosts = set(re.findall(r"\b\d+\.\d+\.\d+\.\d+\b", text))
+            assert hosts <= {"127.0.0.1", "127.0.0.0"}, path
+
+
+def test_the_service_unit() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DOC / "fastagi.service")
+    of = unit["Service"]
+    assert (of["Type"], of["User"], of["Restart"]) == ("simple", "asterisk", "on-failure")
+    assert of["ExecStart"] == "/opt/fastagi/bin/fastagi serve" and "/opt/fastagi/bin/pip install ." in README
+    assert "asterisk.service" in unit["Unit"]["After"] and "Requires" not in unit["Unit"]
+    # One mount for both folders: a rename crosses none.
+    defaults = config._Asterisk()
+    assert Path(of["ReadWritePaths"]) == defaults.spool.parent == defaults.temp.parent
+    assert (of["ProtectSystem"], of["NoNewPrivileges"], of["PrivateTmp"]) == ("strict", "yes", "yes")
+    assert Path("/var/lib") / of["StateDirectory"] == config._STORE.parent
