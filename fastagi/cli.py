@@ -68,6 +68,19 @@ _json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON
 _id = click.argument("id", type=click.IntRange(1, MAX_ID))
 
 
+# What says nothing any more of a request that has ended.
+_OF_THE_OPEN = (
+    "service_ends",
+    "suspended",
+    "sign_needed",
+    "retry_at",
+    "recall_id",
+    "taken",
+    "channel",
+    "recall_ends",
+)
+
+
 @click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="fastagi %(version)s")
 def main() -> None:
@@ -97,7 +110,7 @@ def serve(path: Path | None) -> None:
 @_config
 @_json
 def check(path: Path | None, as_json: bool) -> None:
-    """Check the configuration, and the Asterisk beside it.
+    """Check the configuration, and Asterisk's folders beside it.
 
     Nothing is changed. Run it as the user who runs the server. The exit code is 0 when all is well.
     """
@@ -159,6 +172,8 @@ def show(id: int, path: Path | None, as_json: bool) -> None:
         return
     now = time.time()
     for field in fields(Request):
+        if request.ended_at and field.name in _OF_THE_OPEN:
+            continue
         click.echo(f"{field.name:<14}  {clean(_value(config, request, field, now))}")
     click.echo()
     _print_table(["TIME", "CHANGE", "WHY"], [[_date(e.at), _change(e), e.sentence] for e in log])

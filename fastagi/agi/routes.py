@@ -86,7 +86,9 @@ def _recall_id(call: Call, argument: int = 1) -> str:
     id = call.arg(argument)
     found = _RECALL.fullmatch(call.channel)
     if not found or found[1] != id:
-        raise Refused("RECALL_UNKNOWN", f"the channel {call.channel[:80]!r} is not that of recall {id[:40]!r}")
+        raise Refused(
+            "RECALL_UNKNOWN", f"the channel {call.channel[:80]!r} is not that of recall {id[:40]!r}"
+        )
     return id
 
 

@@ -194,10 +194,8 @@ class Session(Commands, Protocol):
         if self._last:
             self._send(self._last)
         if self._socket is not None:
-            try:
+            with suppress(OSError):  # Asterisk was quicker; Twisted is about to read it
                 self._socket.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # Asterisk was quicker; Twisted is about to read it
         else:
             # Not every transport can half-close; those of tests cannot.
             getattr(self.transport, "loseWriteConnection", self.transport.loseConnection)()

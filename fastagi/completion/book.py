@@ -65,6 +65,13 @@ class Book:
         self.changes.forgotten_offers.append(offer.id)
         self._undo.append(lambda: self._add_offer(offer))
 
+    def replace_offer(self, old: Offer, new: Offer) -> None:
+        """The same call, with another thing to say of it."""
+        self._drop_offer(old)
+        self._add_offer(new)
+        self.changes.offers.append(new)
+        self._undo += [lambda: self._add_offer(old), lambda: self._drop_offer(new)]
+
     def put(self, request: Request, entry: LogEntry) -> None:
         """The request as it is from now on; one that is over leaves the book."""
         old = self._requests.get(request.id)

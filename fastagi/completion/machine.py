@@ -257,7 +257,12 @@ def _requeue(r: Request, now: float, why: str, **changes: object) -> Step:
 def _counted(r: Request, now: float, p: Policy, why: str, **changes: object) -> Step:
     recalls = r.recalls + 1
     if recalls >= p.caller.cc_max_recalls:
-        return _end(replace(r, recalls=recalls), now, "TOO_MANY_RECALLS", f"{why}; that was recall {recalls}, the last")
+        return _end(
+            replace(r, recalls=recalls),
+            now,
+            "TOO_MANY_RECALLS",
+            f"{why}; that was recall {recalls}, the last",
+        )
     return _requeue(r, now, why, recalls=recalls, **changes)
 
 

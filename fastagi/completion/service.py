@@ -124,7 +124,9 @@ class CompletionService:
         is cut to it.
         """
         now = self._clock.now()
-        self.book.load((self._cut_offer(o, now) for o in offers), (self._cut(r, now) for r in requests), last_id)
+        self.book.load(
+            (self._cut_offer(o, now) for o in offers), (self._cut(r, now) for r in requests), last_id
+        )
         self._event(self._restarted)
 
     # What callers and operators ask
@@ -304,7 +306,8 @@ class CompletionService:
 
     def _policy(self, request: Request) -> Policy:
         return Policy(
-            self._directory.extension(request.caller).settings, self._directory.extension(request.callee).settings
+            self._directory.extension(request.caller).settings,
+            self._directory.extension(request.callee).settings,
         )
 
     def _who(self, device: Device) -> Extension:
@@ -453,7 +456,10 @@ class CompletionService:
         return RecallPlan(caller, request.caller_devices, caller.settings.cc_recall_timer, callee)
 
     def _answered(self, recall_id: str, channel: str, now: float) -> Target:
-        request = self._apply(self._of_recall(recall_id), machine.CallerAnswered(channel), now)
+        request = self._of_recall(recall_id)
+        # The same channel asks again when our answer did not reach it: it is told again.
+        if request.state is not State.CALLING or request.channel != channel:
+            request = self._apply(request, machine.CallerAnswered(channel), now)
         caller = self._directory.extension(request.caller)
         return Target(request.callee, request.caller_context, caller, request.caller_devices[0])
 
@@ -463,6 +469,9 @@ class CompletionService:
             in_use = Presence.IN_USE in map(self._levels.get, request.callee_devices)
             return self._apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
         done = self._apply(request, machine.CallCompleted(), now)
+        for offer in [o for o in self.book.offers_of(request.caller) if o.callee == request.callee]:
+            # He has what he asked for: *30 right after it must not ring both once more.
+            self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))
         for other in self._of_caller(request.callee):
             if other.callee == request.caller and other.state is State.QUEUED:
                 self._apply(other, machine.Fulfilled(request.id), now)

@@ -86,14 +86,18 @@ class Spool:
                 os.close(fd)
             temp.rename(self._spool / name)
         except OSError as error:
-            raise CallFileError(f"the call file {self._spool / name} could not be written: {error}") from error
+            raise CallFileError(
+                f"the call file {self._spool / name} could not be written: {error}"
+            ) from error
 
     def remove(self, name: str) -> None:
         """Take a file back, if Asterisk has not done with it yet."""
         try:
             (self._spool / name).unlink(missing_ok=True)
         except OSError as error:
-            raise CallFileError(f"the call file {self._spool / name} could not be removed: {error}") from error
+            raise CallFileError(
+                f"the call file {self._spool / name} could not be removed: {error}"
+            ) from error
 
     def remove_leftovers(self, keep: Collection[str]) -> list[str]:
         """Take back all files of ours but ``keep``: they would be surprise calls. Answers their names."""
@@ -105,7 +109,9 @@ class Spool:
                     (folder / name).unlink(missing_ok=True)
                 removed += names
             except OSError as error:
-                raise CallFileError(f"left-over call files in {folder} could not be removed: {error}") from error
+                raise CallFileError(
+                    f"left-over call files in {folder} could not be removed: {error}"
+                ) from error
         return removed
 
 

@@ -22,7 +22,9 @@ PRESENCE = {
 class DeviceStates:
     """What each watched device was last seen to be, by Asterisk's own name."""
 
-    def __init__(self, changed: Callable[[Mapping[Device, Presence]], None], lost: Callable[[], None]) -> None:
+    def __init__(
+        self, changed: Callable[[Mapping[Device, Presence]], None], lost: Callable[[], None]
+    ) -> None:
         self.names: dict[Device, str] = {}
         self._watched: frozenset[Device] = frozenset()
         self._changed = changed

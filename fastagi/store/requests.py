@@ -37,7 +37,7 @@ def _insert(table: str, columns: list[str], or_replace: str = "") -> str:
 
 
 # Prepared SQL for the hot path; sqlite-utils does the rest.
-_ADD_OFFER = _insert("offers", _OFFER)
+_PUT_OFFER = _insert("offers", _OFFER, "OR REPLACE")
 _PUT_REQUEST = _insert("requests", _REQUEST, "OR REPLACE")
 _ADD_LOG = _insert("log", [f.name for f in fields(LogEntry)])
 _PRUNE = (
@@ -102,7 +102,9 @@ class Reader:
     def __init__(self, path: Path) -> None:
         with _in_a_sentence(path):
             if not path.exists():
-                raise StoreError(f"there is no database {path} yet: fastagi serve makes it at its first start")
+                raise StoreError(
+                    f"there is no database {path} yet: fastagi serve makes it at its first start"
+                )
             self._db = _open_to_read(path)
         self._path = path
 
@@ -216,11 +218,13 @@ class Store:
     def _write_rows(self, changes: Changes) -> None:
         connection = self._db.conn
         if changes.offers:
-            self._last_id = max(self._last_id, changes.offers[-1].id)
-            connection.executemany(_ADD_OFFER, [_row(o, _OFFER) for o in changes.offers])
+            self._last_id = max(self._last_id, *(o.id for o in changes.offers))
+            connection.executemany(_PUT_OFFER, [_row(o, _OFFER) for o in changes.offers])
         if changes.forgotten_offers:
             self._save_last_id()
-            connection.executemany("DELETE FROM offers WHERE id = ?", [(i,) for i in changes.forgotten_offers])
+            connection.executemany(
+                "DELETE FROM offers WHERE id = ?", [(i,) for i in changes.forgotten_offers]
+            )
         if changes.requests:
             self._last_id = max(self._last_id, *changes.requests)
             connection.executemany(_PUT_REQUEST, [_row(r, _REQUEST) for r in changes.requests.values()])

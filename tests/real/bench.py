@@ -11,9 +11,8 @@ from typing import Any
 
 from fastagi.completion.model import Offer, Request
 from fastagi.store.requests import Reader
-from tests.lab.asterisk import Asterisk
+from tests.lab.asterisk import Asterisk, Trunk
 from tests.lab.asterisk import Phone as Endpoint
-from tests.lab.asterisk import Trunk
 from tests.lab.install import Tree
 from tests.lab.phone import Call, Phone, PhoneTimeout
 from tests.lab.server import DIALPLAN, Server, free_tcp_port

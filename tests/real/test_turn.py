@@ -159,9 +159,7 @@ def test_a_call_file_that_asterisk_runs_again_rings_nobody(bench: Bench) -> None
     id = name.removeprefix("fastagi-recall-").removesuffix(".call")
     recall.reject(603)
     recall.wait_ended()
-    text = (
-        f"Channel: Local/{id}@cc-recall/n\nContext: cc-call\nExtension: {id}\nPriority: 1\nMaxRetries: 0\n"
-    )
+    text = f"Channel: Local/{id}@cc-recall/n\nContext: cc-call\nExtension: {id}\nPriority: 1\nMaxRetries: 0\n"
     copy = bench.asterisk.spool_temp / "again.call"
     copy.write_text(text)
     copy.chmod(0o666)

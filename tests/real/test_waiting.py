@@ -296,7 +296,9 @@ def test_nothing_rings_while_the_cc_call_is_up(bench: Bench) -> None:
 def test_a_site_without_cc_dial_completes_too(bench: Bench) -> None:
     """The CC call goes through the site's own dialplan, whatever stands there."""
     talk = bench.busy_and_asked()
-    plain = bench.dialplan().replace("_[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${EXTEN},20))", "_[1-4]000,1,Dial(PJSIP/${EXTEN},20)")
+    plain = bench.dialplan().replace(
+        "_[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${EXTEN},20))", "_[1-4]000,1,Dial(PJSIP/${EXTEN},20)"
+    )
     bench.asterisk.reload_dialplan(plain)
     talk.hangup()
     bench.connects(bench.recalled(), "2000").hangup()

@@ -13,7 +13,19 @@ from fastagi.agi.routes import _NO, ROUTES
 TOP = Path(__file__).parents[2]
 FILES = sorted((TOP / "dialplan").glob("*.conf"))
 TEXT = "".join(path.read_text() for path in FILES)
-CONTEXTS = {"cc-agi", "cc-ask", "cc-call", "cc-cause", "cc-dial", "cc-features", "cc-hangup", "cc-note", "cc-offer", "cc-poll", "cc-recall"}
+CONTEXTS = {
+    "cc-agi",
+    "cc-ask",
+    "cc-call",
+    "cc-cause",
+    "cc-dial",
+    "cc-features",
+    "cc-hangup",
+    "cc-note",
+    "cc-offer",
+    "cc-poll",
+    "cc-recall",
+}
 
 
 def code(text: str) -> str:

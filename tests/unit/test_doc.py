@@ -125,7 +125,9 @@ def test_the_picture_is_that_of_todays_table() -> None:
 
 def test_the_svg_is_drawn_from_the_dot() -> None:
     drawn = xml.parse(DOC / "states.svg").getroot()
-    said = Counter((text.text or "").strip(" \xa0") for text in drawn.iter("{http://www.w3.org/2000/svg}text"))
+    said = Counter(
+        (text.text or "").strip(" \xa0") for text in drawn.iter("{http://www.w3.org/2000/svg}text")
+    )
     expected = Counter(event for events in drawing().edges().values() for event in events)
     expected.update(list(model.State))
     missing = expected - said
@@ -233,6 +235,7 @@ def test_reasons_of_a_request() -> None:
     said = refusals(reached(SERVICE, "_ask")) | not_offered() | BROKEN | WHO
     said |= {w for w in strings(functions(ROUTES)["request"]) if w != "SUCCESS" and not w.startswith("CC_")}
     said |= said_by_dialplan("CC_REQUEST_REASON")
+    said |= {w for w in strings(functions(SERVICE)["_call_over"]) if w.isupper() and w != "ANSWER"}
     assert words("``CC_REQUEST_REASON``, after") == said
 
 

@@ -45,7 +45,7 @@ from fastagi.completion.model import (
 )
 from fastagi.errors import Refused
 
-O, Q, R, C, D, E = State
+N, Q, R, C, D, E = State
 CCBS, CCNR, CCNL = Service
 NOW = 10_000.0
 POLICY = Policy(caller=Settings(), callee=Settings())
@@ -70,7 +70,7 @@ SAMPLES: dict[type, Event] = {
 
 # The rows there are to be, and where each of the samples leads.
 ROWS: dict[tuple[State, type], State] = {
-    (O, Asked): Q,
+    (N, Asked): Q,
     (Q, Selected): R,
     (Q, CallerBusy): Q,
     (Q, CallerFree): Q,
@@ -239,13 +239,13 @@ def test_a_failed_call_in_words(dialstatus: str, cause: int, words: str) -> None
 def test_asked_waits_the_shorter_of_the_two_timers(
     service: Service, caller: Settings, callee: Settings, lasts: float
 ) -> None:
-    r = after(request(O, service=service, asked_at=0, service_ends=0), Asked(), policy=Policy(caller, callee))
+    r = after(request(N, service=service, asked_at=0, service_ends=0), Asked(), policy=Policy(caller, callee))
     assert (r.asked_at, r.service_ends) == (NOW, NOW + lasts)
     assert (r.recalls, r.recall_id, r.suspended, r.retry_at) == (0, "", False, 0)
 
 
 def test_only_no_reply_needs_a_sign_of_life() -> None:
-    needs = {s: after(request(O, service=s), Asked()).sign_needed for s in Service}
+    needs = {s: after(request(N, service=s), Asked()).sign_needed for s in Service}
     assert needs == {CCBS: False, CCNR: True, CCNL: False}
 
 
@@ -507,7 +507,7 @@ def test_whatever_happens_the_place_and_the_time_stay_and_the_recalls_are_few(se
     dice = random.Random(seed)
     policy = Policy(Settings(cc_max_recalls=dice.randint(1, 4)), Settings())
     now = NOW
-    r = after(request(O, service=dice.choice(list(Service))), Asked(), now, policy)
+    r = after(request(N, service=dice.choice(list(Service))), Asked(), now, policy)
     born, counted, used = r, 0, set()
     for turn in range(300):
         if r.state not in OPEN:

@@ -51,8 +51,12 @@ class Wire:
         self.send(
             f"{method} sip:2000@{host} SIP/2.0",
             f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bK{branch};rport",
-            'From: "Eve" <sip:3000@x>;tag=eve', f"To: {to}", "Call-ID: one", f"CSeq: 7 {method}",
-            f"Contact: <sip:3000@{host}:{port}>", *headers,
+            'From: "Eve" <sip:3000@x>;tag=eve',
+            f"To: {to}",
+            "Call-ID: one",
+            f"CSeq: 7 {method}",
+            f"Contact: <sip:3000@{host}:{port}>",
+            *headers,
         )
 
 
@@ -339,7 +343,7 @@ def test_what_is_no_sip_harms_nobody(phone: Make, wire: Wire) -> None:
     wire.peer = ("127.0.0.1", bob.port)
     for raw in (b"", b"\0\xff", b"\r\n\r\n", b"SIP/2.0 200 OK\r\nVia: ,\r\n\r\n", b"BYE x SIP/2.0\r\n:\r\n"):
         wire.socket.sendto(raw, wire.peer)
-    same = ["From: <", "To: \"", "Call-ID: x"]
+    same = ["From: <", 'To: "', "Call-ID: x"]
     wire.send("INVITE sip:x SIP/2.0", "Via: ,", *same, "CSeq: 1 INVITE")
     wire.send("INVITE sip:x SIP/2.0", "v: SIP/2.0/UDP h:99999;branch=b", *same, "CSeq: ² INVITE")
     wire.send("BYE sip:x SIP/2.0", "v: x", *same, "CSeq: 1 BYE")

@@ -9,7 +9,17 @@ TOP = Path(__file__).parents[2]
 
 
 def test_the_dialplan_travels_inside_the_wheel(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(TOP)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(TOP),
+    ]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     [wheel] = tmp_path.glob("asterisk_callcompletion-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
