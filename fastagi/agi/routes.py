@@ -26,7 +26,7 @@ _UNIQUEID = re.compile(r"[A-Za-z0-9._-]{1,150}", re.ASCII)
 _ENDPOINT_LIKE = re.compile(r"[0-9+]+", re.ASCII)
 _WORD = re.compile(r"[A-Z_]{0,20}", re.ASCII)
 # One contact as PJSIP_DIAL_CONTACTS() gives it: its URI is the phone's choice, and Dial() splits at & and ,
-_CONTACT = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}/sips?:[A-Za-z0-9_.!~*'()%@:;=+\[\]-]{1,400}", re.ASCII)
+_CONTACT = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}/sips?:[A-Za-z0-9_.!~*%@:;=+\[\]-]{1,400}", re.ASCII)
 
 
 class Session(Protocol):
@@ -34,6 +34,9 @@ class Session(Protocol):
 
     @property
     def call(self) -> Call: ...
+
+    @property
+    def peer(self) -> str: ...
 
     async def get_full_variable(self, expression: str, channel: str | None = None) -> str | None: ...
 
@@ -167,8 +170,9 @@ async def _contacts(session: Session, phone: Device) -> str:
     endpoint = phone.removeprefix("PJSIP/")
     value = await session.get_full_variable(f"${{PJSIP_DIAL_CONTACTS({endpoint})}}")
     contacts = (value or "").split("&")
-    good = [c for c in contacts if _CONTACT.fullmatch(c) and c.startswith(f"{phone}/")]
-    return "&".join(good) or phone
+    if all(_CONTACT.fullmatch(c) and c.startswith(f"{phone}/") for c in contacts):
+        return "&".join(contacts)
+    return phone
 
 
 async def recallfailed(session: Session, service: CompletionService, ask: Ask) -> Variables:
@@ -225,17 +229,45 @@ _NO: dict[str, Callable[[str], Variables]] = {
 }
 
 
+# What Asterisk always sends after the first thing that a caller can write, his number.
+_LATE = [
+    "calleridname",
+    "callingpres",
+    "callingani2",
+    "callington",
+    "callingtns",
+    "dnid",
+    "rdnis",
+    "context",
+    "extension",
+    "priority",
+    "enhanced",
+    "accountcode",
+    "threadid",
+]
+
+
+def _check_whole(call: Call) -> None:
+    """Two newlines in a number end the environment early, and the arguments before that are the caller's.
+
+    Asterisk's version stands before the number, so what comes from an Asterisk can be told from other clients.
+    """
+    if "version" in call.env and (missing := [key for key in _LATE if key not in call.env]):
+        raise Invalid(f"the environment ends before agi_{missing[0]}")
+
+
 async def answer(
     name: str, session: Session, service: CompletionService, ask: Ask, log: Callable[[str], None]
 ) -> Variables:
     """What script ``name`` sets; what is refused is set as FAIL with its reason, and what is malformed logged."""
+    who = repr(session.call.channel[:80]) if session.call.channel else session.peer
     try:
+        _check_whole(session.call)
         variables = await ROUTES[name](session, service, ask)
     except Invalid as error:
-        who = session.call.env.get("remote", "")
-        log(f"refused: {name} from {session.call.channel[:80]!r}{who}: {error}")
+        log(f"refused: {name} from {who}: {error}")
         variables = _NO[name]("INVALID")
     except Refused as no:
-        log(f"{name} from {session.call.channel[:80]!r}: {no.reason}: {no}")
+        log(f"{name} from {who}: {no.reason}: {no}")
         variables = _NO[name](no.reason)
     return {**variables, "CC_ACK": "1"}

@@ -141,6 +141,11 @@ class Session(Commands, Protocol):
         self._server.watch(self)
 
     @property
+    def peer(self) -> str:
+        """The address of who has connected."""
+        return str(getattr(self.transport.getPeer(), "host", "?"))
+
+    @property
     def closed(self) -> bool:
         """The connection is gone."""
         return self._lost
@@ -229,7 +234,9 @@ class Session(Commands, Protocol):
                 self._read_environment(self._environment, iter(lines))
         except WireError as fault:
             self._server.counters.faulty += 1
-            _log.warn("A session was closed. {fault}", fault=str(fault))
+            channel = self.call.channel or (self._environment.channel if self._environment else "")
+            who = repr(channel[:80]) if channel else self.peer
+            _log.warn("The session of {who} was closed. {fault}", who=who, fault=str(fault))
             self._environment = None
             self._close(str(fault))
 
@@ -239,6 +246,7 @@ class Session(Commands, Protocol):
             if len(self._rest) > MAX_LINE:
                 raise WireError(f"An environment line is longer than {MAX_LINE} bytes.")
             return
+        self.call = call
         if call.suspect:
             keys = ", ".join(map(ascii, call.suspect[:5]))
             raise WireError(f"Somebody has put lines into the environment: {keys} came out of order.")
@@ -308,7 +316,7 @@ class Session(Commands, Protocol):
         if script is None:
             server.counters.unknown += 1
             text = "There is no script {script!r}, which {channel!r} asks for."
-            _log.warn(text, script=call.script, channel=call.channel)
+            _log.warn(text, script=call.script[:80], channel=call.channel[:80])
             self.finish()
             return
         seconds = getattr(script, "deadline", server.deadline)

@@ -92,6 +92,11 @@ class Environment:
         self._lines = 0
         self._bytes = 0
 
+    @property
+    def channel(self) -> str:
+        """Whose call it is; Asterisk says so before anything that a caller can write."""
+        return self._values.get("channel", "")
+
     def feed(self, lines: Iterator[bytes]) -> Call | None:
         """Take lines, without their "\n", up to the blank one, which gives the `Call`; None: none came yet.
 

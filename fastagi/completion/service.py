@@ -322,7 +322,7 @@ class CompletionService:
     def _offer(self, call: FailedCall, now: float) -> Offer:
         caller = self._who(call.caller)
         old = self.book.offer_of_call(call.uniqueid, call.callee)
-        if old is not None and now < old.offer_ends:
+        if old is not None and old.caller == caller.number and now < old.offer_ends:
             return old
         callee = self._directory.extension(call.callee)
         devices = callee.devices or call.devices

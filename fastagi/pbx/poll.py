@@ -137,7 +137,9 @@ class Poller:
     async def script(self, session: Session) -> None:
         """The AGI script ``poll``: 1 the token of its call file."""
         if not self._token or session.call.arg(1) != self._token:
-            self._log(f"a poll session on {session.call.channel!r} with a token that is not ours was closed")
+            self._log(
+                f"a poll session on {session.call.channel[:80]!r} with a token that is not ours was closed"
+            )
             return
         token, self._token = self._token, ""  # good for one session
         if self._opening is not None:

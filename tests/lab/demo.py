@@ -379,7 +379,7 @@ def _set_up(folder: Path, timeline: Timeline, sip_port: int) -> Stage:
         f"On a real Asterisk, with SIP phones that a script plays: {people}. While somebody waits for him,"
         f" fastagi asks every {POLL:g} s whether Bob is free."
     )
-    return Stage(Office(folder, tree, lambda line: timeline.note(line), sip_port), timeline)
+    return Stage(Office(folder, tree, timeline.note, sip_port), timeline)
 
 
 def _forget(phone: Phone) -> None:

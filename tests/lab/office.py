@@ -16,6 +16,7 @@ from tests.lab.server import DIALPLAN, Server, free_tcp_port
 TOP = Path(__file__).resolve().parents[2]
 NAMES = {"1000": "Alice", "2000": "Bob", "3000": "Carol"}
 SIP_PORT, AGI_PORT = 5060, 4573
+NOISE = re.compile(r"Executing \[|Goto \(|loader\.c|func_timeout\.c|Strict RTP")
 RING = 20  # seconds a phone rings before the dialplan gives up
 
 # The project's dialplan as a site includes it.
@@ -92,7 +93,7 @@ def last_words(folder: Path, count: int = 12) -> list[str]:
     for title, log in ("fastagi", folder / "fastagi/fastagi.log"), ("Asterisk", folder / "asterisk/log/full"):
         if log.exists():
             lines = log.read_text(errors="replace").splitlines()
-            lines = [line for line in lines if not re.search(r"Executing \[|Goto \(|loader\.c|func_timeout\.c|Strict RTP", line)]
+            lines = [line for line in lines if not NOISE.search(line)]
             told += [f"The end of {title}'s log:", *(f"  {line[:180]}" for line in lines[-count:])]
     return told
 
