@@ -229,40 +229,12 @@ _NO: dict[str, Callable[[str], Variables]] = {
 }
 
 
-# What Asterisk always sends after the first thing that a caller can write, his number.
-_LATE = [
-    "calleridname",
-    "callingpres",
-    "callingani2",
-    "callington",
-    "callingtns",
-    "dnid",
-    "rdnis",
-    "context",
-    "extension",
-    "priority",
-    "enhanced",
-    "accountcode",
-    "threadid",
-]
-
-
-def _check_whole(call: Call) -> None:
-    """Two newlines in a number end the environment early, and the arguments before that are the caller's.
-
-    Asterisk's version stands before the number, so what comes from an Asterisk can be told from other clients.
-    """
-    if "version" in call.env and (missing := [key for key in _LATE if key not in call.env]):
-        raise Invalid(f"the environment ends before agi_{missing[0]}")
-
-
 async def answer(
     name: str, session: Session, service: CompletionService, ask: Ask, log: Callable[[str], None]
 ) -> Variables:
     """What script ``name`` sets; what is refused is set as FAIL with its reason, and what is malformed logged."""
     who = repr(session.call.channel[:80]) if session.call.channel else session.peer
     try:
-        _check_whole(session.call)
         variables = await ROUTES[name](session, service, ask)
     except Invalid as error:
         log(f"refused: {name} from {who}: {error}")

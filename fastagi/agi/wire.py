@@ -81,7 +81,9 @@ class Environment:
     A newline in a caller's number (%0A in a SIP user part) becomes a line of its own here, so a caller can
     add keys.  No rule about which value wins helps against that: the forged ``agi_context`` stands *before*
     the true one, the forged ``agi_channel`` after it.  But Asterisk sends each key once and the arguments
-    last.  So the first value is kept, and the keys that break this order are named in `Call.suspect`.
+    last.  So the first value is kept, and the keys that break this order are named in `Call.suspect`: one that
+    comes twice, one that follows a caller's words where another should, arguments that are not last; and where
+    two newlines cut the block short, what is missing.
     """
 
     __slots__ = ("_bytes", "_lines", "_suspect", "_values")
@@ -127,8 +129,44 @@ class Environment:
         names = [f"arg_{n}" for n in range(1, _count_args(values) + 1)]
         if names and list(values)[-len(names) :] != names:
             self._suspect += names
+        if "version" in values:  # an Asterisk: it says so before anything that a caller can write
+            self._suspect += _disorder(values)
         script, query = _address(values)
         return Call(script, query, values, tuple([values[name] for name in names]), tuple(self._suspect))
+
+
+# What Asterisk (res_agi.c) sends right after each thing that a caller may have written.
+_FOLLOWED_BY = {
+    "callerid": "calleridname",
+    "calleridname": "callingpres",
+    "dnid": "rdnis",
+    "rdnis": "context",
+    "extension": "priority",
+    "accountcode": "threadid",
+}
+# All of this always comes after the first of these; it is more than a number that is cut short has room for.
+_LATE = frozenset(
+    (
+        *_FOLLOWED_BY.values(),
+        "callingani2",
+        "callington",
+        "callingtns",
+        "dnid",
+        "extension",
+        "enhanced",
+        "accountcode",
+    )
+)
+
+
+def _disorder(values: dict[str, str]) -> list[str]:
+    keys = list(values)
+    wrong = sorted(_LATE - values.keys())
+    for key, follower in zip(keys, [*keys[1:], ""], strict=True):
+        expected = _FOLLOWED_BY.get(key)
+        if expected and follower != expected:
+            wrong.append(follower or key)
+    return wrong
 
 
 def _count_args(values: dict[str, str]) -> int:

@@ -284,7 +284,7 @@ hideconnect=yes
         self._socket.unlink(missing_ok=True)  # left over from a killed one
         as_servant = [f"--reuid={SERVANT[0]}", f"--regid={SERVANT[1]}", "--clear-groups"] if self.user else []
         command = ["setpriv", "--pdeathsig", "KILL", *as_servant, *self._command("-f")]
-        who = self.user or f"your own user, {getpass.getuser()}"
+        who = self.user or f"your own user, {_own_name()}"
         self._say(f"Asterisk {self.tree.version} starts as {who}, SIP on {HOST}:{self.sip_address[1]}")
         with (self.folder / "log/console").open("ab") as console:
             self._process = subprocess.Popen(
@@ -403,6 +403,13 @@ hideconnect=yes
         # A start writes a thousand lines of no interest, some of them after the one that matters.
         grave = [line for line in lines[:-5] if re.search("ERROR|WARNING", line)]
         return "\n".join(grave[-10:] + lines[-5:])
+
+
+def _own_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user who has no name
+        return str(os.getuid())
 
 
 def free_udp_port() -> int:

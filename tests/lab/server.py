@@ -53,7 +53,9 @@ class Server:
     def start(self) -> Server:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fastagi", "serve", "--config", str(self.config)],
+                # It goes when whoever started it goes, however.
+                ["setpriv", "--pdeathsig", "KILL", sys.executable]
+                + ["-m", "fastagi", "serve", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -90,6 +92,7 @@ class Server:
                 self._process.send_signal(number)
             self._process.wait(15)
             self._process = None
+            self.control.unlink(missing_ok=True)
 
     def kill(self) -> None:
         self.stop(signal.SIGKILL)

@@ -501,3 +501,40 @@ def test_importing_sets_no_signal_handler() -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "True\n"
+
+
+FULL = (
+    "network request channel language type uniqueid version callerid calleridname callingpres callingani2 "
+    "callington callingtns dnid rdnis context extension priority enhanced accountcode threadid arg_1"
+).split()
+
+
+def full(*, without: str = "", after: str = "", more: str = "") -> Call:
+    lines = []
+    for key in FULL:
+        if key != without:
+            lines.append(f"agi_{key}: x".encode())
+        if key == after:
+            lines.append(f"agi_{more}: x".encode())
+    call = Environment().feed(iter([*lines, b""]))
+    assert call is not None
+    return call
+
+
+def test_what_an_asterisk_sends_is_in_order() -> None:
+    assert full().suspect == ()
+
+
+@pytest.mark.parametrize("key", ["callerid", "calleridname", "dnid", "rdnis", "extension", "accountcode"])
+def test_a_line_after_what_a_caller_can_write(key: str) -> None:
+    assert full(after=key, more="evil").suspect == ("evil",)
+
+
+def test_a_new_key_of_a_later_asterisk_elsewhere_is_no_attack() -> None:
+    for key in ("type", "callingtns", "priority", "threadid"):
+        assert full(after=key, more="novelty").suspect == ()
+
+
+@pytest.mark.parametrize("key", FULL[8:-1])
+def test_a_block_that_was_cut_short(key: str) -> None:
+    assert key in full(without=key).suspect
