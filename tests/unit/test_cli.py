@@ -24,6 +24,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fastagi import __version__, cli
+from fastagi.check import user_name
 from fastagi.completion.model import Context, Device, Number, Request, Service, State
 from fastagi.completion.ports import Changes, LogEntry
 from fastagi.store.requests import Store
@@ -488,7 +489,7 @@ def test_check_finds_all_well_and_changes_nothing(site: Site) -> None:
     lines = site.lines("check")
     assert before.items() <= hashes(site.folder).items()
     assert [line.split()[0] for line in lines] == ["ok"] * 8
-    me = cli._name(os.geteuid())
+    me = user_name(os.geteuid())
     assert site.findings() == {
         "configuration": ("ok", f"{site.config} is in order"),
         "spool": ("ok", f"call files can be put into {site.spool}"),
@@ -674,7 +675,7 @@ def test_check_as_root_beside_another_users_spool(site: Site) -> None:
 
 
 def test_check_as_a_user_who_is_not_asterisks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner = cli._name(os.geteuid())
+    owner = user_name(os.geteuid())
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     sentence = f"this ran as user 4711, whose call files {owner} can use by their group alone"
     assert site.findings()["user"] == ("note", f"{sentence}: better run fastagi as {owner}")
@@ -701,7 +702,7 @@ def test_check_and_serve_where_nothing_may_be_written(site: Site, check: str, pl
     give_to_nobody(site)
     path = site.folder / place
     path.chmod(0o555 if path.is_dir() else 0o444)
-    me = cli._name(NOBODY if os.geteuid() == 0 else os.geteuid())
+    me = user_name(NOBODY if os.geteuid() == 0 else os.geteuid())
     what = f"the folder {path}" if path.is_dir() else str(path)
     sentence = f"{what} may not be written to by {me}{rest}"
     assert unprivileged(site, "serve") == (1, "", sentence + "\n")

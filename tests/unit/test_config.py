@@ -13,7 +13,8 @@ import pytest
 
 from fastagi import config
 from fastagi.completion.model import Device, Extension, Limits, Number, Settings
-from fastagi.config import Config, Directory, Pattern, load
+from fastagi.config import Config, load
+from fastagi.directory import Directory, Pattern
 from fastagi.errors import ConfigError
 
 Read = Callable[[str | bytes], Config]
@@ -764,7 +765,7 @@ def test_patterns_may_share_a_device_with_a_number(read: Read) -> None:
 
 
 def test_a_number_is_matched_once_and_the_memory_of_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "CACHED_NUMBERS", 3)
+    monkeypatch.setattr("fastagi.directory.CACHED_NUMBERS", 3)
     directory = Directory(Settings(), {"_XXX": Extension(Number("_XXX"), Settings(), "Found")})
     first = directory.extension(Number("100"))
     assert directory.extension(Number("100")) is first

@@ -35,13 +35,15 @@ RULES: list[tuple[str, str, str]] = [
     (r"sip\.callcompletion", r"errors|completion(\..+)?|sip(\..+)?", ""),
     (r"sip\.transport", r"errors|sip(\..+)?", r"twisted(\..+)?"),
     (r"sip(\..+)?", r"errors|sip(\..+)?", ""),
-    ("config", r"errors|completion\.model", r"pydantic(\..+)?|yaml(\..+)?"),
+    ("directory", r"completion\.model", ""),
+    ("config", r"errors|completion\.model|directory", r"pydantic(\..+)?|yaml(\..+)?"),
+    ("check", r"config|control|errors|store\.requests", ""),
     ("control", r"|errors|completion(\..+)?", r"twisted(\..+)?"),
     # What composes
     ("daemon", ".*", ".*"),
     (
         "cli",
-        r"daemon|config|control|errors|store\.requests|completion\.(model|machine|ports)|",
+        r"daemon|config|check|control|errors|store\.requests|completion\.(model|machine|ports)|",
         r"click|twisted\.logger@(serve|_log_event)",
     ),
     ("__main__", "cli", ""),
