@@ -43,7 +43,7 @@ class Sipp:
 def test_busy_asked_called_back_with_sipp(bench: Bench, tmp_path: Path) -> None:
     bench.phones["1000"].unregister()
     alice = Sipp(bench, tmp_path)
-    alice.plays("register")
+    alice.plays("register", "300")
     talk = bench.talk("2000", "3000")
     alice.plays("meets_busy", "2000")
     bench.forget("2000")
@@ -58,3 +58,4 @@ def test_busy_asked_called_back_with_sipp(bench: Bench, tmp_path: Path) -> None:
     call.hangup()
     alice.finished(recall)
     bench.ended("COMPLETED")
+    alice.plays("register", "0")

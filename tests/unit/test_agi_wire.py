@@ -503,7 +503,30 @@ def test_importing_sets_no_signal_handler() -> None:
     assert out.stdout == "True\n"
 
 
-FULL = ["network", "request", "channel", "language", "type", "uniqueid", "version", "callerid", "calleridname", "callingpres", "callingani2", "callington", "callingtns", "dnid", "rdnis", "context", "extension", "priority", "enhanced", "accountcode", "threadid", "arg_1"]
+FULL = [
+    "network",
+    "request",
+    "channel",
+    "language",
+    "type",
+    "uniqueid",
+    "version",
+    "callerid",
+    "calleridname",
+    "callingpres",
+    "callingani2",
+    "callington",
+    "callingtns",
+    "dnid",
+    "rdnis",
+    "context",
+    "extension",
+    "priority",
+    "enhanced",
+    "accountcode",
+    "threadid",
+    "arg_1",
+]
 
 
 def full(*, without: str = "", after: str = "", more: str = "") -> Call:

@@ -69,7 +69,14 @@ def test_the_names_shared_with_the_server() -> None:
     source = (TOP / "fastagi/agi/routes.py").read_text()
     strings = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)}
     ours = {s for s in strings if isinstance(s, str) and re.fullmatch(r"CC_[A-Z_]+", s)}
-    told = {"CC_OFFER_ID", "CC_POSITION", "CC_PENDING_LIST", "CC_OUTCOME", "CC_GO_REASON", "CC_TARGET_CONTEXT"}
+    told = {
+        "CC_OFFER_ID",
+        "CC_POSITION",
+        "CC_PENDING_LIST",
+        "CC_OUTCOME",
+        "CC_GO_REASON",
+        "CC_TARGET_CONTEXT",
+    }
     read = set(re.findall(r"\$\{(CC_[A-Z_]+)", code(TEXT)))
     unread = {"CC_REASON", "CC_REQUEST_REASON", "CC_CANCEL_REASON"}  # for the site
     assert ours - read == told | unread
