@@ -33,7 +33,6 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_VALUES = 250_000
 """Keys and values of a file with its aliases written out: a small file can stand for a huge one."""
-MAX_SOCKET_PATH = 107  # unix(7): sun_path has 108 bytes, the last one is NUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +164,6 @@ def _path(value: object) -> Path:
     return Path("/" + os.path.normpath(text).lstrip("/"))
 
 
-def _socket_path(value: object) -> Path:
-    path = _path(value)
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise ValueError("too long for a socket")
-    return path
-
-
 def _listen(value: object) -> tuple[str, int]:
     parts = re.fullmatch(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([1-9][0-9]{0,4})", _text(value))
     if not parts or int(parts[3]) > 65535:
@@ -244,11 +236,7 @@ class _Fastagi(_Section):
             description="a list of addresses and of networks (10.0.0.0/8: no bit set beyond the length)",
         ),
     ] = [ip_network("127.0.0.0/8"), ip_network("::1")]
-    control: Annotated[
-        Path | None,
-        PlainValidator(_socket_path),
-        Field(description=f"an absolute path of at most {MAX_SOCKET_PATH} bytes"),
-    ] = None
+    control: Annotated[Path | None, PlainValidator(_path), Field(description="an absolute path")] = None
 
 
 class _Asterisk(_Section):
@@ -574,15 +562,10 @@ def _look_across_paths(source: _Source) -> None:
     if not store:
         return
     beside = store.parent / _SOCKET
-    control = path("fastagi", "control", _socket_path, beside)
+    control = path("fastagi", "control", _path, beside)
     if control == store:
         source.fault(
             ("store",), f"store is {_shown(str(store))}, the control socket: another file is allowed"
-        )
-    elif control == beside and not _valid(_socket_path, str(beside)):
-        sentence = f"{MAX_SOCKET_PATH} bytes with /{_SOCKET}, or a fastagi / control elsewhere, are allowed"
-        source.fault(
-            ("store",), f"store is {_shown(str(store))}, too long with a socket beside it: {sentence}"
         )
 
 

@@ -8,11 +8,13 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineReceiver
@@ -23,6 +25,7 @@ from fastagi.completion.model import Request
 from fastagi.completion.service import CompletionService
 from fastagi.errors import FastagiError, Refused
 
+LONGEST = 107  # unix(7): sun_path has 108 bytes, the last one is NUL
 TIMEOUT = 10.0
 """Seconds: to us for a question, to the server for its answer."""
 
@@ -94,7 +97,8 @@ def listen(reactor: Any, path: Path, service: CompletionService) -> Callable[[],
     try:
         if is_socket(path):
             path.unlink()  # of a server that is gone: a living one holds the database's lock
-        port = reactor.listenUNIX(str(path), factory, mode=0o600)
+        stack = ExitStack()
+        port = reactor.listenUNIX(stack.enter_context(_address(path)), factory, mode=0o600)
     except CannotListenError as error:
         raise ControlError(
             f"the control socket {path} cannot be made: {error.socketError.strerror}"
@@ -103,8 +107,25 @@ def listen(reactor: Any, path: Path, service: CompletionService) -> Callable[[],
         raise ControlError(f"the control socket {path} cannot be made: {error.strerror}") from error
     finally:
         os.umask(old)
-    stop: Callable[[], object] = port.stopListening
+
+    def stop() -> object:
+        # The address must live as long as the port, which removes the socket at its end.
+        return maybeDeferred(port.stopListening).addCallback(lambda _: stack.close())
+
     return stop
+
+
+@contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """``path`` in the 107 bytes that unix(7) allows: a longer one is reached through its folder's descriptor."""
+    if len(os.fsencode(path)) <= LONGEST:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def is_socket(path: Path) -> bool:
@@ -132,7 +153,8 @@ def _ask(path: Path, question: dict[str, object]) -> Answer:
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(TIMEOUT)
-            connection.connect(str(path))
+            with _address(path) as address:
+                connection.connect(address)
             connection.sendall(json.dumps(question).encode() + b"\n")
             with connection.makefile("rb") as answer:
                 values = json.loads(answer.readline(10_000))

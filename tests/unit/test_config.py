@@ -271,16 +271,6 @@ def test_the_control_socket_is_beside_the_store(read: Read) -> None:
     assert read("store: /srv/cc/wishes.db").control == Path("/srv/cc/fastagi.sock")
 
 
-def test_the_control_socket_fits_a_unix_address(read: Read, faults: Faults) -> None:
-    longest = "/" + "é" * 53  # 107 bytes
-    assert read(f"fastagi: {{control: {longest}}}").control == Path(longest)
-    assert len(faults(f"fastagi: {{control: {longest}x}}")) == 1
-    folder = "/" + "x" * (107 - len("//fastagi.sock"))
-    assert read(f"store: {folder}/a.db").control == Path(folder, "fastagi.sock")
-    assert len(faults(f"store: {folder}x/a.db")) == 1
-    assert read(f"store: {folder}x/a.db\nfastagi: {{control: /run/c}}").control == Path("/run/c")
-
-
 @pytest.mark.parametrize(
     "path", ["here", "./here", "''", "/", "/folder/", '"/a\\0b"', '"/a\\nb"', '"/\\ud800"', "5", ""]
 )

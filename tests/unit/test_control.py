@@ -91,6 +91,19 @@ async def test_a_request_is_taken_back(path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_in_a_folder_too_deep_for_a_unix_address(path: Path) -> None:
+    deep = path.parent / ("x" * 100) / "fastagi.sock"
+    deep.parent.mkdir()
+    async with listening(deep):
+        assert stat.S_IMODE(deep.stat().st_mode) == 0o600
+        answer = await in_thread(control.cancel, deep, 17)
+    assert answer.ok
+    assert not deep.exists()
+    with pytest.raises(NotRunning, match=str(deep)):
+        await in_thread(control.ping, deep)
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
 async def test_the_refusal_of_the_rules_is_handed_on(path: Path) -> None:
     async with listening(path):
         answer = await in_thread(control.cancel, path, 18)

@@ -1,0 +1,1 @@
+"""SIP, pure: values in, values out; only ``transport`` touches the network."""
