@@ -91,7 +91,9 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     directory = config.directory
     spool = SpoolThread(reactor, Spool(config.spool, config.temp))
 
-    states = DeviceStates(changed=lambda seen: service.levels(seen), lost=lambda: service.levels_lost())
+    states = DeviceStates(
+        changed=lambda seen: service.levels(seen), lost=lambda: service.levels_lost(), log=log
+    )
     poller = Poller(
         reactor, spool, states, gone=lambda recall: service.call_gone(recall), new_token=new_id, log=log
     )

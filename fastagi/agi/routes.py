@@ -1,7 +1,8 @@
 """The AGI scripts of call completion: one short coroutine each, and the dict that lists them.
 
 Each takes what Asterisk sent (hostile until checked), asks the service, and returns the variables to set.
-Everything a script needs comes as an AGI argument, so that a call costs no round trips. ``CC_ACK=1`` is
+Everything a script needs comes as an AGI argument, so that a call costs no round trips (a recall asks for
+the caller's contacts). ``CC_ACK=1`` is
 added to all: a server that died mid-way set nothing, though AGISTATUS says SUCCESS.
 """
 
@@ -21,12 +22,17 @@ Ask = Callable[..., Awaitable[Any]]
 # Asterisk appends a dash and eight hexadecimal digits to make a channel's name of an endpoint's.
 _PHONE = re.compile(r"(PJSIP/[^/]+)-[0-9a-f]{8}", re.ASCII)
 _NOTE = re.compile(r"Local/s@cc-note-[0-9a-f]{8};[12]", re.ASCII)
-_RECALL = re.compile(r"Local/([0-9]{15})@cc-(?:recall|note)-[0-9a-f]{8};[12]", re.ASCII)
+_RECALL = re.compile(r"Local/([0-9]{15})@cc-recall-[0-9a-f]{8};[12]", re.ASCII)
+_RECALL_NOTE = re.compile(r"Local/([0-9]{15})@cc-note-[0-9a-f]{8};[12]", re.ASCII)
 _UNIQUEID = re.compile(r"[A-Za-z0-9._-]{1,150}", re.ASCII)
 _ENDPOINT_LIKE = re.compile(r"[0-9+]+", re.ASCII)
 _WORD = re.compile(r"[A-Z_]{0,20}", re.ASCII)
 # One contact as PJSIP_DIAL_CONTACTS() gives it: its URI is the phone's choice, and Dial() splits at & and ,
 _CONTACT = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}/sips?:[A-Za-z0-9_.!~*%@:;=+\[\]-]{1,400}", re.ASCII)
+
+
+LONGEST_DIAL = 1800
+"""What one AGI line has room for; beyond it one contact of each device is rung, rather than none."""
 
 
 class Session(Protocol):
@@ -73,7 +79,9 @@ def _dialled(text: str, callee: Number) -> tuple[Device, ...]:
     """
     own = device(f"PJSIP/{callee}") if _ENDPOINT_LIKE.fullmatch(callee) else None
     found: dict[Device, None] = {}
-    for part in text.split("&") if text else [str(own)]:
+    if not text:
+        return (own,) if own else ()
+    for part in text.split("&"):
         if own and part.startswith(f"{own}/"):
             found[own] = None
             continue
@@ -84,10 +92,10 @@ def _dialled(text: str, callee: Number) -> tuple[Device, ...]:
     return tuple(found) if len(found) <= 8 else ()
 
 
-def _recall_id(call: Call, argument: int = 1) -> str:
+def _recall_id(call: Call, argument: int = 1, by_note: bool = False) -> str:
     """The recall this channel belongs to; its argument must say the same."""
     id = call.arg(argument)
-    found = _RECALL.fullmatch(call.channel)
+    found = _RECALL.fullmatch(call.channel) or (_RECALL_NOTE.fullmatch(call.channel) if by_note else None)
     if not found or found[1] != id:
         raise Refused(
             "RECALL_UNKNOWN", f"the channel {call.channel[:80]!r} is not that of recall {id[:40]!r}"
@@ -156,6 +164,8 @@ async def recall(session: Session, service: CompletionService, ask: Ask) -> Vari
     id = _recall_id(session.call)
     plan: RecallPlan = await ask(service.recall_taken, id, session.call.channel)
     dial = plan.caller.dialstring or "&".join([await _contacts(session, d) for d in plan.devices])
+    if len(dial) > LONGEST_DIAL:
+        dial = "&".join(plan.devices)
     who = plan.callee.name or plan.callee.number
     return {
         "CC_DIAL": dial,
@@ -202,7 +212,9 @@ async def completed(session: Session, service: CompletionService, ask: Ask) -> V
     """1 recall id, 2 DIALSTATUS and 3 HANGUPCAUSE of the CC call."""
     call = session.call
     dialstatus, cause = _word(call.arg(2), "DIALSTATUS"), _cause(call.arg(3))
-    over: Request = await ask(service.call_over, _recall_id(call), dialstatus, cause)
+    # He hung up before anybody was dialled: like one who hangs up while it rings.
+    id, dialstatus = _recall_id(call, by_note=True), dialstatus or "CANCEL"
+    over: Request = await ask(service.call_over, id, dialstatus, cause)
     return {"CC_OUTCOME": "RETAINED" if over.state is State.QUEUED else over.reason}
 
 
@@ -221,7 +233,7 @@ _NO: dict[str, Callable[[str], Variables]] = {
     "record": lambda reason: {"CC_OFFERED": "0", "CC_REASON": reason},
     "request": lambda reason: {"CC_REQUEST_RESULT": "FAIL", "CC_REQUEST_REASON": reason},
     "cancel": lambda reason: {"CC_CANCEL_RESULT": "FAIL", "CC_CANCEL_REASON": reason},
-    "status": lambda reason: {"CC_PENDING": "0", "CC_PENDING_LIST": ""},
+    "status": lambda reason: {"CC_PENDING": "", "CC_PENDING_LIST": ""},  # not known is not none
     "recall": lambda reason: {"CC_DIAL": ""},
     "recallfailed": lambda reason: {},
     "answered": lambda reason: {"CC_GO": "0", "CC_GO_REASON": reason},

@@ -14,7 +14,7 @@ not answer, so being idle says nothing until he has used his phone).
 What protects everybody's nerves:
 
 - A turn that failed because the caller did not answer, or in which the CC call failed, counts against
-  ``cc_max_recalls``. A caller who is busy himself, or an Asterisk that never took the recall, does not.
+  ``cc_max_recalls``. A caller who is busy himself, or a recall of which nothing was heard again, does not.
 - After a turn that failed for any reason but the callee's being busy or away, the next one waits
   ``cc_retry_timer``; after that one, it waits for the callee. So it never loops at once.
 - ``service_ends`` is set once, when asked, and nothing prolongs it. It ends a request that waits; a turn
@@ -274,7 +274,8 @@ def _recall_failed(r: Request, e: RecallFailed, now: float, p: Policy) -> Step:
     if not r.taken:
         raise Refused("RECALL_UNKNOWN", f"recall {r.recall_id} of request {r.id} was not begun yet")
     retry_at = now + p.caller.cc_retry_timer
-    if e.dialstatus == "BUSY" or e.cause in (3, 20):
+    # By DIALSTATUS first: a second phone that is not registered leaves its cause 3 to a Dial() that rang.
+    if service_of(e.dialstatus, e.cause) in (Service.CCBS, Service.CCNL):
         why = f"{r.caller} {describe(e.dialstatus, e.cause)}: he keeps his place and is passed over"
         return _requeue(r, now, why, suspended=True, retry_at=retry_at)
     why = f"{r.caller} was rung and {describe(e.dialstatus, e.cause)}"

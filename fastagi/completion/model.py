@@ -175,7 +175,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a caller asked for; ``id`` is that of its offer, all its life long."""
+    """What a caller asked for. Its ``id`` is its own: one offer may be asked for again, once taken back."""
 
     id: int
     caller: Number

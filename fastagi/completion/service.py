@@ -3,7 +3,7 @@
 Each method is one event, carried out in a turn (see ``turns``) and answered once what it changed is saved.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fastagi.completion import machine, queue
@@ -113,6 +113,7 @@ class CompletionService:
             history=limits.history_days * 86400,
             settle=self._settle,
             perform=self._perform,
+            watch=self._watch,
             next_due=self._next_due,
         )
         self._event = self._turns.event
@@ -194,15 +195,17 @@ class CompletionService:
                 continue
             old = self._levels.get(device)
             if presence is Presence.IDLE and old is not Presence.IDLE:
-                # Idle when first looked at: he was free before, so there is nothing to rest from.
-                self._idle_since[device] = now if old is not None else 0.0
+                if old is not None:
+                    self._idle_since[device] = now
+                else:
+                    # Idle when first looked at: he was free before, and there is nothing to rest from.
+                    self._idle_since.setdefault(device, 0.0)
             self._levels[device] = presence
         self._turns.look_again()
 
     def levels_lost(self) -> None:
         """The source of device states is gone: nothing is known until it is back."""
         self._levels.clear()
-        self._idle_since.clear()
 
     def _restarted(self, now: float) -> None:
         for request in self.book.requests():
@@ -242,15 +245,12 @@ class CompletionService:
                 case queue.Verdict.SIGN_OF_LIFE:
                     self._apply(request, machine.SignOfLife(), now)
 
-    def _perform(self, effects: Sequence[machine.Effect], settled: bool) -> None:
-        for effect in effects:
-            match effect:
-                case machine.Recall(request):
-                    self._agent.recall(request)
-                case machine.StopRecall(request):
-                    self._agent.stop(request)
-        if settled:
-            self._watch()
+    def _perform(self, effect: machine.Effect) -> None:
+        match effect:
+            case machine.Recall(request):
+                self._agent.recall(request)
+            case machine.StopRecall(request):
+                self._agent.stop(request)
 
     def _watch(self) -> None:
         now = self._clock.now()

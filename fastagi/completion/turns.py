@@ -13,6 +13,7 @@ or after 1, 2, 4 ... 60 seconds.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from traceback import format_exc
 
 from fastagi.completion.book import Book
@@ -41,8 +42,9 @@ class _Event:
 class Turns:
     """The inbox, and what carries it out.
 
-    ``settle(now)`` changes the book until nothing more follows; ``perform(effects, settled)`` runs effects
-    that are saved; ``next_due()`` is the nearest instant at which something follows from time alone.
+    ``settle(now)`` changes the book until nothing more follows; ``perform(effect)`` runs one that is saved,
+    ``watch()`` says what to watch from then on; ``next_due()`` is the nearest instant at which something
+    follows from time alone.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class Turns:
         log: Callable[[str], None],
         history: float,
         settle: Callable[[float], None],
-        perform: Callable[[Sequence[Effect], bool], None],
+        perform: Callable[[Effect], None],
+        watch: Callable[[], None],
         next_due: Callable[[], float | None],
     ) -> None:
         self._book = book
@@ -64,6 +67,7 @@ class Turns:
         self._history = history
         self._settle = settle
         self._perform = perform
+        self._watch = watch
         self._next_due = next_due
         self.effects: list[Effect] = []
         """What the events of this turn ask for, once it is saved."""
@@ -99,9 +103,9 @@ class Turns:
                 self._settle(now)
                 self.stale = False
             except Exception as fault:  # the service must go on
-                self._log(f"a fault of fastagi itself: {format_exc()}")
+                self._fault()
                 self._not_saved(fault, batch)
-                self._refuse(answers, fault)
+                self._refuse(answers, Refused("INTERNAL_ERROR", f"a fault of fastagi itself: {fault!r}"))
                 return
         changes = self._book.take_changes()
         if now >= self._prune_at:
@@ -116,7 +120,7 @@ class Turns:
                 self._finish(answers)
             else:
                 self._not_saved(error, batch)
-                self._refuse(answers, error)
+                self._refuse(answers, Refused("STORE_FAILED", f"it could not be saved: {error}"))
 
         if changes:
             self._store.commit(changes, saved)
@@ -124,30 +128,38 @@ class Turns:
             saved(None)
 
     def _carry_out(self, batch: list[_Event], now: float) -> list[tuple[Done, object]]:
-        answers: list[tuple[Done, object]] = []
-        for event in batch:
-            try:
-                answers.append((event.done, event.work(now)))
-            except Refused as no:
-                answers.append((event.done, no))
-            except Exception as fault:  # one broken event must not stop the others
-                self._log(f"a fault of fastagi itself: {format_exc()}")
-                self._take_back()
-                place = len(answers)
-                answers = self._carry_out(batch[:place] + batch[place + 1 :], now)
-                sentence = f"a fault of fastagi itself: {fault!r}"
-                answers.insert(place, (event.done, Refused("INTERNAL_ERROR", sentence)))
+        broken: dict[int, Refused] = {}
+        while True:
+            answers: list[tuple[Done, object]] = []
+            for place, event in enumerate(batch):
+                try:
+                    answer = broken.get(place) or event.work(now)
+                except Refused as no:
+                    answer = no
+                except Exception as fault:  # one broken event must not stop the others: once more, without it
+                    self._fault()
+                    self._take_back()
+                    broken[place] = Refused("INTERNAL_ERROR", f"a fault of fastagi itself: {fault!r}")
+                    break
+                answers.append((event.done, answer))
+            else:
                 return answers
-        return answers
+
+    def _fault(self) -> None:
+        self._log(f"a fault of fastagi itself: {format_exc()}")
 
     def _saved(self, settled: bool) -> None:
         self._book.keep()
         self._failures = 0
         effects, self.effects = self.effects, []
-        try:
-            self._perform(effects, settled)
-        except Exception:  # the service must go on
-            self._log(f"a fault of fastagi itself: {format_exc()}")
+        works: list[Callable[[], None]] = [partial(self._perform, effect) for effect in effects]
+        if settled:
+            works.append(self._watch)
+        for work in works:
+            try:
+                work()
+            except Exception:  # the others, and the service, must go on
+                self._fault()
 
     def _take_back(self) -> None:
         self._book.rollback()
@@ -160,8 +172,7 @@ class Turns:
         self._inbox[:0] = [_Event(event.work, ignore, True) for event in batch if event.keep]
         self._log(f"nothing was changed, for it could not be saved: {error}")
 
-    def _refuse(self, answers: Sequence[tuple[Done, object]], error: Exception) -> None:
-        no = Refused("STORE_FAILED", f"it could not be saved: {error}")
+    def _refuse(self, answers: Sequence[tuple[Done, object]], no: Refused) -> None:
         self._finish([(done, no) for done, _ in answers])
 
     def _finish(self, answers: Sequence[tuple[Done, object]]) -> None:
@@ -169,7 +180,7 @@ class Turns:
             try:
                 done(answer)
             except Exception:  # the service must go on
-                self._log(f"a fault of fastagi itself: {format_exc()}")
+                self._fault()
         self._busy = False
         waiting = bool(self._inbox or self.stale)
         if any(not event.keep for event in self._inbox) or (waiting and not self._failures):

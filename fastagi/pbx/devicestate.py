@@ -23,16 +23,26 @@ class DeviceStates:
     """What each watched device was last seen to be, by Asterisk's own name."""
 
     def __init__(
-        self, changed: Callable[[Mapping[Device, Presence]], None], lost: Callable[[], None]
+        self,
+        changed: Callable[[Mapping[Device, Presence]], None],
+        lost: Callable[[], None],
+        log: Callable[[str], None],
     ) -> None:
         self.names: dict[Device, str] = {}
+        self._strange: set[str] = set()
+        self._log = log
         self._watched: frozenset[Device] = frozenset()
         self._changed = changed
         self._lost = lost
 
     def seen(self, device: Device, name: str) -> None:
         """``device`` is ``name`` now; told on only if that is news."""
-        if name not in PRESENCE or device not in self._watched:
+        if name not in PRESENCE:
+            if name not in self._strange and len(self._strange) < 10:
+                self._strange.add(name)
+                self._log(f"{name[:40]!r}, said of {device}, is no device state: is func_devstate loaded?")
+            return
+        if device not in self._watched:
             return
         old = self.names.get(device)
         self.names[device] = name

@@ -42,6 +42,9 @@ class Question(Protocol):
 
     def answered(self, value: str) -> None: ...
 
+    def restart(self) -> None:
+        """What was answered before belongs to another session."""
+
 
 class _DeviceQuestion:
     def __init__(self, device: Device, interval: float, states: DeviceStates) -> None:
@@ -54,6 +57,9 @@ class _DeviceQuestion:
     def answered(self, value: str) -> None:
         self._states.seen(self._device, value)
 
+    def restart(self) -> None:
+        pass
+
 
 class _CallQuestion:
     """Whether a recall's channels exist; gone only when missed twice, for its end may be on its way to us."""
@@ -65,6 +71,9 @@ class _CallQuestion:
         self.expression = f"${{CHANNELS(Local/{recall_id}@cc-recall)}}"
         self._recall_id = recall_id
         self._gone = gone
+        self._missed = 0
+
+    def restart(self) -> None:
         self._missed = 0
 
     def answered(self, value: str) -> None:
@@ -146,7 +155,6 @@ class Poller:
             self._opening.cancel()
             self._opening = None
         self._session = session
-        self._attempts = 0
         self._log("poll session open")
         try:
             self._restart_questions()
@@ -158,7 +166,10 @@ class Poller:
             self._session = None
             self._states.lost()
             self._take_back(token)
-            self._look()
+            if self._attempts and self._wanted():  # it was opened, and never answered: not at once again
+                self._opening = self._reactor.callLater(self._patience(), self._open)
+            else:
+                self._look()
 
     def _wanted(self) -> bool:
         return bool(self._questions or self._hang_ups)
@@ -177,7 +188,7 @@ class Poller:
         self._opening = None
         if not self._wanted():
             return
-        wait = min(OPEN_AT_MOST, OPEN_WITHIN * 2.0 ** max(0, self._attempts - 2))
+        wait = self._patience()
         self._attempts += 1
         if self._attempts == 3:
             self._log(
@@ -188,6 +199,9 @@ class Poller:
         done = self._thread.run(self._spool.deposit, poll_name(self._token), poll_text(self._token))
         done.addErrback(self._say)
         self._opening = self._reactor.callLater(wait, self._open)
+
+    def _patience(self) -> float:
+        return min(OPEN_AT_MOST, OPEN_WITHIN * 2.0 ** min(10, max(0, self._attempts - 2)))
 
     @property
     def _spool(self) -> Spool:
@@ -208,6 +222,7 @@ class Poller:
     def _restart_questions(self) -> None:
         self._due.clear()
         for question in self._questions.values():
+            question.restart()
             self._push(self._reactor.seconds(), question)
 
     async def _ask(self, session: Session) -> None:
@@ -215,11 +230,13 @@ class Poller:
         session.bound(ANSWER_WITHIN)
         if self._hang_ups:
             try:
-                await session.hangup(self._hang_ups.popleft())
+                await session.hangup(self._hang_ups[0])
             except AGIException:
                 if session.hung_up:
-                    raise
+                    raise  # and ask the next session
                 # The channel ended by itself first.
+            self._hang_ups.popleft()
+            self._attempts = 0
             return
         now = self._reactor.seconds()
         if not self._due or self._due[0][0] > now:
@@ -230,6 +247,7 @@ class Poller:
         if self._questions.get(question.key) is not question:
             return  # nobody waits for it any more
         value = await session.get_full_variable(question.expression)
+        self._attempts = 0
         question.answered(value or "")
         self._push(max(at + question.interval, self._reactor.seconds()), question)
 

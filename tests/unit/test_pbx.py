@@ -1,0 +1,368 @@
+"""Device states, call files and the poll session, without an Asterisk."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asterisk.agi import AGIAppError, AGIHangup
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from fastagi.agi import Call
+from fastagi.completion.model import Device, Presence
+from fastagi.pbx.callfile import (
+    CallFileError,
+    Spool,
+    poll_name,
+    poll_text,
+    recall_name,
+    recall_text,
+)
+from fastagi.pbx.devicestate import PRESENCE, DeviceStates
+from fastagi.pbx.poll import CALL_INTERVAL, OPEN_WITHIN, Poller
+
+ID = "123456789012345"
+BOB, CAROL = Device("PJSIP/2000"), Device("PJSIP/3000")
+
+
+# Device states
+
+
+class Told:
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.states = DeviceStates(self.told.append, lambda: self.told.append("lost"), self.told.append)
+
+
+def test_only_what_is_news_is_told() -> None:
+    told = Told()
+    told.states.watch([BOB])
+    for name in ("NOT_INUSE", "UNKNOWN", "NOT_INUSE", "INUSE", "ONHOLD", "RINGING", "UNAVAILABLE", "INVALID"):
+        told.states.seen(BOB, name)
+    assert [p for change in told.told for p in change.values()] == [
+        Presence.IDLE,
+        Presence.IN_USE,
+        Presence.RINGING,
+        Presence.GONE,
+    ]
+    assert told.states.names[BOB] == "INVALID", "Asterisk's own name is kept"
+
+
+def test_what_is_not_watched_is_not_told_and_told_again_later_is_news() -> None:
+    told = Told()
+    told.states.watch([BOB])
+    told.states.seen(BOB, "NOT_INUSE")
+    told.states.watch([])
+    told.states.seen(BOB, "NOT_INUSE")  # an answer that was under way
+    told.states.watch([BOB])
+    told.states.seen(BOB, "NOT_INUSE")
+    assert told.told == [{BOB: Presence.IDLE}] * 2
+
+
+def test_what_is_no_device_state_is_said_once() -> None:
+    told = Told()
+    told.states.watch([BOB, CAROL])
+    for device in (BOB, CAROL, BOB):
+        told.states.seen(device, "")
+    assert len(told.told) == 1 and "func_devstate" in told.told[0]
+
+
+def test_all_of_asterisks_names_have_a_meaning() -> None:
+    names = "UNKNOWN NOT_INUSE INUSE BUSY INVALID UNAVAILABLE RINGING RINGINUSE ONHOLD"
+    assert set(PRESENCE) == set(names.split())
+
+
+# Call files
+
+
+def test_a_recalls_call_file() -> None:
+    assert recall_text(ID, 20).splitlines() == [
+        f"Channel: Local/{ID}@cc-recall/n",
+        "Context: cc-call",
+        f"Extension: {ID}",
+        "Priority: 1",
+        "MaxRetries: 0",
+        "WaitTime: 30",
+    ]
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "",
+        "17",
+        ID + "0",
+        ID[:-1] + "\n",
+        ID[:-1] + "x",
+        f"{ID}\nApplication: System",
+        f"{ID}\r\nSetvar: A=b",
+        "../../../tmp/file1",
+        "１２３４５６７８９０１２３４５",
+    ],
+)
+def test_nothing_but_an_id_of_ours_goes_into_a_call_file(id: str) -> None:
+    makers: list[Callable[[str], str]] = [lambda id: recall_text(id, 20), poll_text, recall_name, poll_name]
+    for make in makers:
+        with pytest.raises(CallFileError, match="no id of ours"):
+            make(id)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    (tmp_path / "outgoing").mkdir()
+    (tmp_path / "tmp").mkdir()
+    return Spool(tmp_path / "outgoing", tmp_path / "tmp")
+
+
+def test_a_file_is_seen_whole_and_can_be_written_by_asterisk(spool: Spool, tmp_path: Path) -> None:
+    spool.deposit(recall_name(ID), recall_text(ID, 20))
+    path = tmp_path / "outgoing" / f"fastagi-recall-{ID}.call"
+    assert path.read_text() == recall_text(ID, 20)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_trap_in_the_temp_folder_is_not_written_through(spool: Spool, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "tmp" / recall_name(ID)).symlink_to(victim)
+    spool.deposit(recall_name(ID), recall_text(ID, 20))
+    assert victim.read_text() == "mine"
+    assert not (tmp_path / "outgoing" / recall_name(ID)).is_symlink()
+
+
+def test_a_name_that_is_not_ours_is_refused(spool: Spool, tmp_path: Path) -> None:
+    for name in ("x.call", "../x.call", f"fastagi-recall-{ID}.call\n", f"fastagi-other-{ID}.call"):
+        with pytest.raises(CallFileError, match="no name of ours"):
+            spool.deposit(name, "Channel: Local/1@x\n")
+    assert not list((tmp_path / "outgoing").iterdir())
+
+
+def test_a_spool_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    gone = Spool(tmp_path / "no", tmp_path)
+    with pytest.raises(CallFileError, match=r"could not be written: .*No such file"):
+        gone.deposit(recall_name(ID), recall_text(ID, 20))
+    gone.remove(recall_name(ID))  # nothing there is what was wanted
+
+
+def test_leftovers_of_ours_go_and_what_is_others_stays(spool: Spool, tmp_path: Path) -> None:
+    names = [recall_name(ID), poll_name(ID), recall_name(ID[::-1])]
+    for name in names:
+        spool.deposit(name, recall_text(ID, 20))
+    other = tmp_path / "outgoing" / "somebody-elses.call"
+    other.write_text("Channel: PJSIP/1\n")
+    assert sorted(spool.remove_leftovers({names[2]})) == sorted(names[:2])
+    assert sorted(os.listdir(tmp_path / "outgoing")) == sorted([names[2], other.name])
+
+
+# The poll session
+
+
+class FakeThread:
+    """The spool's thread, at once; keeps what lies in the spool."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        self.spool = self
+        self.broken = False
+
+    def deposit(self, name: str, text: str) -> None:
+        if self.broken:
+            raise CallFileError("the spool is broken")
+        self.files[name] = text
+
+    def remove(self, name: str) -> None:
+        self.files.pop(name, None)
+
+    def run(self, work: Callable[..., Any], *args: object) -> Deferred[Any]:
+        try:
+            return succeed(work(*args))
+        except CallFileError:
+            failed: Deferred[Any] = Deferred()
+            failed.errback(Failure())  # type: ignore[no-untyped-call]
+            return failed
+
+
+class FakeSession:
+    """Asterisk's end of the standing session: answers from ``state``, or breaks."""
+
+    def __init__(self, token: str, clock: Clock) -> None:
+        self.call = Call("poll", {}, {"channel": "Local/idle@cc-poll-00000000;1"}, (token,))
+        self.hung_up = False
+        self.state: dict[str, str] = {}
+        self.asked: list[tuple[float, str]] = []
+        self.hangups: list[str] = []
+        self._clock = clock
+
+    async def get_full_variable(self, expression: str) -> str | None:
+        self.asked.append((self._clock.seconds(), expression))
+        if self.hung_up:
+            raise AGIHangup("gone")
+        return self.state.get(expression, "")
+
+    async def hangup(self, channel: str | None = None) -> None:
+        assert channel
+        self.hangups.append(channel)
+        if channel == "ended":
+            raise AGIAppError("no such channel")
+
+    def bound(self, seconds: float | None) -> None:
+        pass
+
+
+class Desk:
+    """A poller, its clock, and what came of it."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.thread = FakeThread()
+        self.log: list[str] = []
+        self.seen: list[Any] = []
+        self.gone: list[str] = []
+        self._tokens = 0
+        states = DeviceStates(self.seen.append, lambda: self.seen.append("lost"), self.log.append)
+        self.poller = Poller(
+            self.clock,
+            self.thread,  # type: ignore[arg-type]
+            states,
+            gone=self.gone.append,
+            new_token=self._new_token,
+            log=self.log.append,
+        )
+
+    def _new_token(self) -> str:
+        self._tokens += 1
+        return f"{self._tokens:015}"
+
+    def token(self) -> str:
+        [name] = self.thread.files
+        return name.removeprefix("fastagi-poll-").removesuffix(".call")
+
+    def connect(self, token: str = "") -> tuple[FakeSession, Deferred[None]]:
+        session = FakeSession(token or self.token(), self.clock)
+        return session, Deferred.fromCoroutine(self.poller.script(session))  # type: ignore[arg-type]
+
+
+STATE_OF_BOB = "${DEVICE_STATE(PJSIP/2000)}"
+
+
+def test_the_session_is_made_when_somebody_waits_and_closed_when_nobody_does() -> None:
+    desk = Desk()
+    assert not desk.thread.files
+    desk.poller.watch({BOB: 0.5}, frozenset())
+    session, over = desk.connect()
+    assert session.asked and not desk.seen
+    desk.poller.watch({}, frozenset())
+    assert over.called
+    assert not desk.thread.files, "the call file is taken back"
+    assert desk.seen == ["lost"]
+
+
+def test_each_device_is_asked_at_its_own_interval() -> None:
+    desk = Desk()
+    desk.poller.watch({BOB: 0.5, CAROL: 2.0}, frozenset())
+    session, _ = desk.connect()
+    for _ in range(80):
+        desk.clock.advance(0.05)
+    asked = [expression for _, expression in session.asked]
+    assert asked.count(STATE_OF_BOB) in (8, 9)  # 4 s, give or take the last instant
+    assert asked.count("${DEVICE_STATE(PJSIP/3000)}") in (2, 3)
+
+
+def test_who_is_newly_watched_is_asked_at_once() -> None:
+    desk = Desk()
+    desk.poller.watch({BOB: 60.0}, frozenset())
+    session, _ = desk.connect()
+    session.state["${DEVICE_STATE(PJSIP/3000)}"] = "INUSE"
+    desk.clock.advance(1)
+    desk.poller.watch({BOB: 60.0, CAROL: 60.0}, frozenset())
+    assert session.asked[-1] == (1.0, "${DEVICE_STATE(PJSIP/3000)}")
+    assert desk.seen == [{CAROL: Presence.IN_USE}]
+
+
+def test_a_session_without_our_token_is_closed_and_a_token_is_good_once() -> None:
+    desk = Desk()
+    desk.poller.watch({BOB: 0.5}, frozenset())
+    token = desk.token()
+    _, stranger = desk.connect("999999999999999")
+    assert stranger.called
+    _, ours = desk.connect(token)
+    _, again = desk.connect(token)
+    assert again.called and not ours.called
+    assert sum("not ours" in line for line in desk.log) == 2
+
+
+def test_a_session_that_asterisk_does_not_open_is_asked_for_again() -> None:
+    desk = Desk()
+    desk.poller.watch({BOB: 0.5}, frozenset())
+    first = desk.token()
+    for _ in range(3):
+        desk.clock.advance(OPEN_WITHIN)
+    assert desk.token() != first, "one file at a time, each with a token of its own"
+    assert sum("cc-poll" in line for line in desk.log) == 1
+    _, late = desk.connect(first)
+    assert late.called, "an old token opens nothing"
+
+
+def test_a_session_that_is_lost_is_made_anew() -> None:
+    desk = Desk()
+    desk.poller.watch({BOB: 0.5}, frozenset())
+    session, over = desk.connect()
+    session.hung_up = True
+    desk.clock.advance(0.5)
+    assert over.called and desk.seen == ["lost"]
+    session, over = desk.connect()
+    assert [expression for _, expression in session.asked] == [STATE_OF_BOB]
+
+
+def test_a_spool_that_cannot_be_written_is_tried_again() -> None:
+    desk = Desk()
+    desk.thread.broken = True
+    desk.poller.watch({BOB: 0.5}, frozenset())
+    assert "the spool is broken" in desk.log
+    desk.thread.broken = False
+    desk.clock.advance(OPEN_WITHIN)
+    desk.connect()
+
+
+def test_a_recall_is_hung_up_even_if_nobody_waits_any_more() -> None:
+    desk = Desk()
+    desk.poller.hang_up("Local/1@cc-recall-00000001;2")
+    desk.poller.hang_up("ended")  # by itself, meanwhile: no harm
+    desk.poller.hang_up("Local/2@cc-recall-00000002;2")
+    session, over = desk.connect()
+    assert session.hangups == ["Local/1@cc-recall-00000001;2", "ended", "Local/2@cc-recall-00000002;2"]
+    assert over.called
+
+
+def test_a_recalls_channels_are_gone_when_missed_twice() -> None:
+    desk = Desk()
+    desk.poller.watch({}, frozenset({ID}))
+    session, _ = desk.connect()
+    expression = f"${{CHANNELS(Local/{ID}@cc-recall)}}"
+    session.state[expression] = "x"
+    desk.clock.advance(CALL_INTERVAL)
+    session.state[expression] = ""
+    desk.clock.advance(CALL_INTERVAL)
+    session.state[expression] = "x"
+    desk.clock.advance(CALL_INTERVAL)
+    session.state[expression] = ""
+    desk.clock.advance(CALL_INTERVAL)
+    assert not desk.gone, "missed once may be its end, still on its way to us"
+    desk.clock.advance(CALL_INTERVAL)
+    desk.clock.advance(CALL_INTERVAL)
+    assert desk.gone == [ID]
+
+
+def test_going_down_leaves_no_file_behind() -> None:
+    desk = Desk()
+    desk.poller.watch({BOB: 0.5}, frozenset())
+    desk.poller.stop()
+    assert not desk.thread.files
+    assert not desk.clock.getDelayedCalls()
