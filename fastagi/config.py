@@ -261,7 +261,7 @@ class _Settings(_Section):
 
 
 class _Defaults(_Settings):
-    cc_max_requests: Annotated[_Count, Field(ge=1, le=100_000)] = _LIMITS.cc_max_requests
+    cc_max_requests: Annotated[_Count, Field(ge=1, le=2000)] = _LIMITS.cc_max_requests
     cc_max_offers: Annotated[_Count, Field(ge=1, le=10_000_000)] = _LIMITS.cc_max_offers
     history_days: Annotated[_Days, Field(ge=1, le=36_500)] = _LIMITS.history_days
 

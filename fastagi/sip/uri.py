@@ -37,6 +37,7 @@ def find_param(params: Params, name: str) -> str | None:
     return None
 
 
+_NEVER: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f<>]")  # would end the line or the brackets around it
 _SCHEME: Final = re.compile(r"[ \t]*([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(?:[ \t]*:[ \t]*([0-9]{1,5}))?")
 _RESERVED: Final = ";/?:@&=+$,"
@@ -67,6 +68,8 @@ class Uri:
     @classmethod
     def parse(cls, text: str) -> Uri:
         """Raises Malformed (400)."""
+        if _NEVER.search(text):
+            raise Malformed("A URI holds characters that can be in none.")
         start = _SCHEME.match(text)
         if start is None:
             raise Malformed("A URI has no scheme.")
@@ -126,7 +129,10 @@ class Uri:
         return find_param(self.params, name)
 
     def with_param(self, name: str, value: str = "") -> Uri:
-        """With that parameter, in the place of those of this name; all else stays as it is."""
+        """With that parameter, in the place of those of this name; all else stays as it is.
+
+        Of a scheme other than sip, sips and tel nobody knows where parameters go: nothing changes.
+        """
         value = quote(value, safe=_PARAM_CHARS, errors="surrogateescape")
         return self._changed(name, f";{name}={value}" if value else f";{name}")
 
@@ -134,8 +140,12 @@ class Uri:
         return self._changed(name, "")
 
     def _changed(self, name: str, new: str) -> Uri:
+        if self.scheme not in ("sip", "sips", "tel"):
+            return self
         body, params, headers = self._parts()
-        kept = "".join(p for p in _pieces(params) if p[1:].partition("=")[0].strip(" \t").lower() != name.lower())
+        kept = "".join(
+            p for p in _pieces(params) if p[1:].partition("=")[0].strip(" \t").lower() != name.lower()
+        )
         return Uri.parse(body + kept + new + headers)
 
     def _parts(self) -> tuple[str, str, str]:
@@ -163,7 +173,11 @@ class Uri:
             return False
         if self.scheme not in ("sip", "sips"):
             return _plain(self.text).lower() == _plain(other.text).lower()
-        if (_plain(self.user), self.port, self.host.lower()) != (_plain(other.user), other.port, other.host.lower()):
+        if (_plain(self.user), self.port, self.host.lower()) != (
+            _plain(other.user),
+            other.port,
+            other.host.lower(),
+        ):
             return False
         if (self.password is None) != (other.password is None):
             return False

@@ -292,7 +292,7 @@ BOUNDS = {
     "poll_interval": (0.05, 60),
     "ccbs_available_timer": TIMER,
     "ccnr_available_timer": TIMER,
-    "cc_max_requests": (1, 100000),
+    "cc_max_requests": (1, 2000),
     "cc_max_offers": (1, 10000000),
     "history_days": (1, 36500),
 }
