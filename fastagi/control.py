@@ -96,7 +96,12 @@ def listen(reactor: Any, path: Path, service: CompletionService) -> Callable[[],
     old = os.umask(0o177)  # so that there is no moment at which others may open it
     try:
         if is_socket(path):
-            path.unlink()  # of a server that is gone: a living one holds the database's lock
+            try:
+                answer = ping(path)
+            except NotRunning:
+                path.unlink()  # of a server that is gone
+            else:
+                raise ControlError(f"the control socket {path} is another server's: {answer.sentence}")
         stack = ExitStack()
         port = reactor.listenUNIX(stack.enter_context(_address(path)), factory, mode=0o600)
     except CannotListenError as error:

@@ -148,7 +148,10 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
 
     async def stop() -> None:
         await _maybe(port.stopListening())
-        await _maybe(stop_control())
+        try:
+            await _maybe(stop_control())
+        except OSError as error:
+            log(f"the control socket could not be removed: {error}")
         poller.stop()
         server.close()
         spool.stop()

@@ -44,6 +44,9 @@ class Session(Protocol):
     @property
     def peer(self) -> str: ...
 
+    @property
+    def hung_up(self) -> bool: ...
+
     async def get_full_variable(self, expression: str, channel: str | None = None) -> str | None: ...
 
 
@@ -121,7 +124,11 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
         channel, uniqueid = call.arg(7), call.arg(8)
     if not _UNIQUEID.fullmatch(uniqueid):
         raise Invalid(f"{uniqueid[:60]!r} is no UNIQUEID")
-    callee = number(call.arg(1))
+    fault: Invalid | None = None
+    try:
+        callee = number(call.arg(1))
+    except Invalid as error:  # it is his latest call all the same: *30 must not take an older one
+        callee, fault = Number(""), error
     failed = FailedCall(
         caller=_caller(channel),
         context=context(call.arg(9) or call.context),
@@ -132,6 +139,8 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
         uniqueid=uniqueid,
     )
     offer: Offer = await ask(service.offer, failed)
+    if fault:
+        raise fault
     if offer.service is None:
         return {"CC_OFFERED": "0", "CC_REASON": offer.reason}
     return {"CC_OFFERED": "1", "CC_SERVICE": offer.service, "CC_OFFER_ID": str(offer.id)}
@@ -139,6 +148,8 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
 
 async def request(session: Session, service: CompletionService, ask: Ask) -> Variables:
     """1 extension, if not the last one called."""
+    if session.hung_up:  # he was told that it failed, and has gone
+        raise Refused("UNSPECIFIED", "the caller was gone before he could be told")
     place: Place = await ask(service.ask, _caller(session.call.channel), _wanted(session.call))
     return {
         "CC_REQUEST_RESULT": "SUCCESS",

@@ -348,6 +348,8 @@ class CompletionService:
     def _offerable(
         self, call: FailedCall, caller: Extension, callee: Extension, devices: tuple[Device, ...]
     ) -> tuple[str, Service | None]:
+        if not call.callee:
+            return "INVALID", None
         service = machine.service_of(call.dialstatus, call.cause)
         if service is None:
             if call.dialstatus == "CHANUNAVAIL" and call.cause == 1:
@@ -396,7 +398,8 @@ class CompletionService:
             to_whom = f"to {callee} " if callee else ""
             raise Refused("NO_CORE_INSTANCE", f"no call of {caller.number} {to_whom}has failed lately")
         if offer.service is None:
-            raise Refused(offer.reason, f"the call to {offer.callee} was not offered: {offer.reason}")
+            whom = offer.callee or "what was no number"
+            raise Refused(offer.reason, f"the call to {whom} was not offered: {offer.reason}")
         if now >= offer.offer_ends:
             raise Refused(
                 "OFFER_EXPIRED",

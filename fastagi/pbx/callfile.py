@@ -8,6 +8,7 @@ its one strict form here, at the last door.
 import os
 import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,6 +87,8 @@ class Spool:
                 os.close(fd)
             temp.rename(self._spool / name)
         except OSError as error:
+            with suppress(OSError):
+                temp.unlink(missing_ok=True)
             raise CallFileError(
                 f"the call file {self._spool / name} could not be written: {error}"
             ) from error

@@ -130,7 +130,7 @@ context={self.context}
 transport=lan
 aors={self.number}
 auth={self.number}
-callerid={self.name} <{self.number}>
+{f"callerid={self.name} <{self.number}>" if self.name else ""}
 dtmf_mode={self.dtmf_mode}
 {COMMON}{self.extra}
 

@@ -102,6 +102,7 @@ class Bench:
 
     def configure(self) -> None:
         phones = [Endpoint(number, name) for number, name in NAMES.items()]
+        phones.append(Endpoint("4500", ""))  # without callerid=
         self.asterisk.configure(self.dialplan(), phones, [Trunk("trunk", "127.0.0.1", self.trunk_port)])
 
     # Before and after each test

@@ -94,6 +94,17 @@ def test_hung_server_and_a_call_that_was_answered(mute: Bench) -> None:
     no_channel_left(mute)
 
 
+def test_who_heard_that_it_failed_is_not_called_back(busy_callee: Bench) -> None:
+    seconds_to_busy(busy_callee)
+    busy_callee.server.send(signal.SIGSTOP)
+    assert busy_callee.asks("1000") == "FAIL/UNSPECIFIED"
+    busy_callee.server.send(signal.SIGCONT)
+    busy_callee.server.wait_log("UNSPECIFIED")
+    busy_callee.phones["2000"].answer = "ring"
+    busy_callee.quiet("1000", 1.0)
+    assert not busy_callee.server.requests()
+
+
 def test_hung_server_and_a_feature_code(mute: Bench) -> None:
     began = time.monotonic()
     assert mute.asks("1000") == "FAIL/UNSPECIFIED"

@@ -114,6 +114,28 @@ def test_the_latest_call_counts_even_if_it_was_not_offered(bench: Bench) -> None
     assert bench.asks("1000") == "FAIL/NO_SUCH_NUMBER"
 
 
+def test_the_latest_call_counts_even_if_it_was_no_number(bench: Bench) -> None:
+    bench.meets_busy("1000", "2000")
+    bench.phones["2000"].answer = "busy"
+    bench.asterisk.reload_dialplan(
+        bench.dialplan()
+        + "[phones](+)\nexten => _6XXX!,1,Gosub(cc-dial,s,1(PJSIP/2000,5))\n same => n,Hangup()\n"
+    )
+    bench.phones["1000"].dial("6" * 47).wait_status(486)
+    assert bench.asks("1000") == "FAIL/INVALID"
+
+
+def test_a_phone_without_callerid_shows_its_number(bench: Bench) -> None:
+    bench.phones["4500"] = bench.another("4500")
+    bench.phones["4500"].register()
+    talk = bench.busy_and_asked("4500")
+    talk.hangup()
+    call = bench.connects(bench.recalled("4500"), "2000")
+    assert call.from_number == "4500"
+    call.hangup()
+    bench.ended("COMPLETED")
+
+
 def test_nothing_to_ask_for(bench: Bench) -> None:
     assert bench.asks("1000") == "FAIL/NO_CORE_INSTANCE"
     assert bench.played() == ["beeperr", "im-sorry"]

@@ -251,3 +251,12 @@ async def test_another_server_behind_the_socket(path: Path, answer: bytes) -> No
         with pytest.raises(ControlError, match=f"^the server does not answer at {path} as it should: "):
             await in_thread(control.ping, path)
         await spoken
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_living_servers_socket_is_not_taken_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "ping", lambda path: Answer(True, "RUNNING", "fastagi is running"))
+    async with listening(path) as rules:
+        with pytest.raises(ControlError, match="another server's: fastagi is running"):
+            control.listen(reactor, path, cast(Any, rules))
+        assert path.exists()
