@@ -1,4 +1,4 @@
-"""``fastagi check``: the configuration, and the folders, database, socket and port that go with it."""
+"""``fastagi check``: the configuration, and the folders, database, socket and ports that go with it."""
 
 import errno
 import os
@@ -193,6 +193,19 @@ def _server(config: Config) -> Iterator[Finding]:
         yield Finding("port", Result.FAULT, f"nobody can listen on {where}: {fault.strerror}")
     else:
         yield Finding("port", Result.OK, f"{where} is free")
+    yield from _trunks(config, running)
+
+
+def _trunks(config: Config, running: str) -> Iterator[Finding]:
+    for trunk in config.trunks:
+        check, where = f"trunk {trunk.name}", f"{trunk.transport}:{trunk.listen}"
+        if running:  # which trunks it has is not known here
+            yield Finding(check, Result.NOTE, f"{where} was not tried: {running}")
+            continue
+        kind = socket.SOCK_DGRAM if trunk.transport == "udp" else socket.SOCK_STREAM
+        fault = _port_fault(*trunk.listen, kind)
+        sentence = f"nobody can listen on {where}: {fault.strerror}" if fault else ""
+        yield _found(check, sentence, f"{where} is free")
 
 
 def _control_fault(path: Path) -> str:
@@ -207,12 +220,13 @@ def _control_fault(path: Path) -> str:
     return ""
 
 
-def _port_fault(host: str, port: int) -> OSError | None:
+def _port_fault(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> OSError | None:
     """Why nobody can listen there, found out by trying."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(family, kind) as probe:
+            if kind == socket.SOCK_STREAM:  # with UDP it would let two listen on one port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             probe.bind((host, port))

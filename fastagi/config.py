@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,9 +24,21 @@ from pydantic import (
     model_validator,
 )
 
-from fastagi.completion.model import Device, Extension, Invalid, Limits, Number, Settings, devices, number
+from fastagi.completion.model import (
+    Device,
+    Extension,
+    Invalid,
+    Limits,
+    Number,
+    Settings,
+    device,
+    devices,
+    number,
+)
 from fastagi.directory import Directory, Pattern
 from fastagi.errors import ConfigError
+from fastagi.sip.trunk import Address, Trunk
+from fastagi.sip.uri import Malformed, Uri
 
 DEFAULT_PATH = Path("/etc/fastagi/fastagi.yaml")
 MAX_BYTES = 1_000_000
@@ -49,6 +61,8 @@ class Config:
     """The UNIX socket on which the command line speaks to the daemon."""
     directory: Directory
     limits: Limits
+    trunks: tuple[Trunk, ...] = ()
+    """In the order of the file; where one listens on all addresses, `resolved` makes it ready for use."""
 
 
 def load(path: Path | None) -> Config:
@@ -91,6 +105,9 @@ def _config(file: "_File") -> Config:
         )
         for key, entry in file.extensions.items()
     }
+    trunks = {
+        name: replace(defaults, cc_recall_timer=entry.cc_recall_timer) for name, entry in file.trunks.items()
+    }
     return Config(
         listen_host=file.fastagi.listen[0],
         listen_port=file.fastagi.listen[1],
@@ -99,8 +116,51 @@ def _config(file: "_File") -> Config:
         temp=file.asterisk.temp,
         store=file.store,
         control=file.fastagi.control or file.store.parent / _SOCKET,
-        directory=Directory(defaults, entries),
+        directory=Directory(defaults, entries, trunks),
         limits=Limits(**{field.name: getattr(file.defaults, field.name) for field in fields(Limits)}),
+        trunks=tuple(_trunk(name, entry) for name, entry in file.trunks.items()),
+    )
+
+
+def _trunk(name: str, entry: "_Trunk") -> Trunk:
+    transport, listen = entry.listen
+    return Trunk(
+        name=name,
+        transport=transport,
+        listen=listen,
+        peer=tuple(entry.peer),
+        asterisk=entry.asterisk or _asterisk_beside(listen),
+        endpoint=entry.endpoint or name,
+        towards_peer=entry.public or listen,
+        towards_asterisk=listen,
+        allow=tuple(entry.allow),
+        subscribe_from=entry.subscribe_from,
+        retention=entry.retention,
+        call_info=entry.call_info,
+        recall_timer=entry.cc_recall_timer,
+    )
+
+
+def _asterisk_beside(listen: Address | None) -> Address:
+    """The default: on this machine, where it sends to ``listen`` from."""
+    if listen and listen.host not in _WILDCARDS:
+        return Address(listen.host, 5060)
+    return Address("::1" if listen and _version(listen) == 6 else "127.0.0.1", 5060)
+
+
+def resolved(trunk: Trunk, own_address: Callable[[Address], str]) -> Trunk:
+    """The trunk with a real address towards either side, also where it listens on all of them.
+
+    ``own_address``: the IP address from which this machine sends to that one.
+    """
+
+    def real(ours: Address, to: Address) -> Address:
+        return ours._replace(host=own_address(to)) if ours.host in _WILDCARDS else ours
+
+    return replace(
+        trunk,
+        towards_peer=real(trunk.towards_peer, trunk.peer[0]),
+        towards_asterisk=real(trunk.towards_asterisk, trunk.asterisk),
     )
 
 
@@ -174,6 +234,76 @@ def _listen(value: object) -> tuple[str, int]:
     return str(address), int(parts[3])
 
 
+_WILDCARDS = ("0.0.0.0", "::")
+
+
+def _version(address: Address) -> int:
+    return 6 if ":" in address.host else 4
+
+
+def _place(value: object) -> Address:
+    address = Address(*_listen(value))
+    ip = ip_address(address.host)
+    if ip.is_multicast or (isinstance(ip, IPv6Address) and ip.ipv4_mapped):
+        raise ValueError("not the address of one machine, or an IPv4 address in the dress of IPv6")
+    return address
+
+
+def _address(value: object) -> Address:
+    if (address := _place(value)).host in _WILDCARDS:
+        raise ValueError("nobody's address")
+    return address
+
+
+def _trunk_listen(value: object) -> tuple[str, Address]:
+    transport, _, place = _text(value).partition(":")
+    if transport not in ("udp", "tcp"):
+        raise ValueError("neither udp nor tcp")
+    return transport, _place(place)
+
+
+def _endpoint(value: object) -> str:
+    text = _text(value)
+    try:
+        device(f"PJSIP/{text}")
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _subscribe_from(value: object) -> str:
+    """``caller``, or what can stand between the < and > of a From."""
+    if (text := _text(value)) == "caller":
+        return text
+    if len(text) > 400 or not text.isascii() or not text.isprintable() or set(text) & set(' "<>'):
+        raise ValueError("no URI to send from")
+    try:
+        uri = Uri.parse(text)
+    except Malformed as error:
+        raise ValueError(str(error)) from None
+    if uri.scheme != "sip" or not uri.host or uri.headers:
+        raise ValueError("no sip URI of somebody")
+    return text
+
+
+_YES_OR_NO = {"yes": True, "true": True, "no": False, "false": False}
+
+
+def _yes_or_no(value: object) -> bool:
+    if (text := _text(value)) not in _YES_OR_NO:
+        raise ValueError("neither yes nor no")
+    return _YES_OR_NO[text]
+
+
+_TRUNK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}", re.ASCII)
+
+
+def _trunk_name(value: object) -> str:
+    if not _TRUNK_NAME.fullmatch(text := _text(value)):
+        raise ValueError("no name of a trunk")
+    return text
+
+
 def _network(value: object) -> IPv4Network | IPv6Network:
     if "%" in (text := _text(value)):
         raise ValueError("no zones")
@@ -207,6 +337,15 @@ _Policy = Annotated[
     Literal["generic", "never"], BeforeValidator(_text), Field(description="generic or never")
 ]
 _Path = Annotated[Path, PlainValidator(_path), Field(description="an absolute path")]
+_Networks = Annotated[
+    list[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]],
+    Field(description="a list of addresses and of networks (10.0.0.0/8: no bit set beyond the length)"),
+]
+_ADDRESS = (
+    "the IP address of one machine and a port from 1 to 65535, as 192.0.2.10:5060 or '[2001:db8::10]:5060',"
+)
+_Place = Annotated[Address | None, PlainValidator(_address), Field(description=_ADDRESS)]
+_YesOrNo = Annotated[bool, PlainValidator(_yes_or_no), Field(description="yes or no")]
 
 _BUILT_IN = Settings()
 _LIMITS = Limits()
@@ -229,13 +368,7 @@ class _Fastagi(_Section):
         PlainValidator(_listen),
         Field(description="an IP address and a port from 1 to 65535, as 127.0.0.1:4573 or '[::1]:4573',"),
     ] = ("127.0.0.1", 4573)
-    allow: Annotated[
-        list[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]],
-        Field(
-            min_length=1,
-            description="a list of addresses and of networks (10.0.0.0/8: no bit set beyond the length)",
-        ),
-    ] = [ip_network("127.0.0.0/8"), ip_network("::1")]
+    allow: Annotated[_Networks, Field(min_length=1)] = [ip_network("127.0.0.0/8"), ip_network("::1")]
     control: Annotated[Path | None, PlainValidator(_path), Field(description="an absolute path")] = None
 
 
@@ -290,6 +423,40 @@ class _Entry(_Settings):
     ] = ""
 
 
+class _Trunk(_Section):
+    listen: Annotated[
+        tuple[str, Address],
+        PlainValidator(_trunk_listen),
+        Field(
+            description="udp: or tcp:, an IP address and a port from 1 to 65535, as udp:192.0.2.1:5070 or"
+            " 'tcp:[2001:db8::1]:5070',"
+        ),
+    ]
+    peer: Annotated[
+        list[Annotated[Address, PlainValidator(_address)]],
+        Field(min_length=1, max_length=8, description=f"a list of 1 to 8, each {_ADDRESS}"),
+    ]
+    asterisk: _Place = None
+    endpoint: Annotated[
+        str,
+        PlainValidator(_endpoint),
+        Field(description="the name of a PJSIP endpoint, 1 to 80 letters, digits, _ . + or -,"),
+    ] = ""
+    public: _Place = None
+    allow: _Networks = []
+    subscribe_from: Annotated[
+        str,
+        PlainValidator(_subscribe_from),
+        Field(
+            description="caller, or a sip: URI of at most 400 printable ASCII characters without blanks,"
+            ' ", < and >,'
+        ),
+    ] = "caller"
+    call_info: _YesOrNo = True
+    retention: _YesOrNo = True
+    cc_recall_timer: Annotated[_Seconds, Field(ge=10, le=60)] = 20
+
+
 class _File(_Section):
     fastagi: _Fastagi = _Fastagi()
     asterisk: _Asterisk = _Asterisk()
@@ -297,6 +464,9 @@ class _File(_Section):
     defaults: _Defaults = _Defaults()
     extensions: Annotated[
         dict[Annotated[str, PlainValidator(_key)], _Entry], BeforeValidator(_or_nothing)
+    ] = {}
+    trunks: Annotated[
+        dict[Annotated[str, PlainValidator(_trunk_name)], _Trunk], BeforeValidator(_or_nothing)
     ] = {}
 
 
@@ -438,8 +608,9 @@ _SECTIONS: dict[str, type[_Section]] = {
     "asterisk": _Asterisk,
     "defaults": _Defaults,
     "extensions": _Entry,
+    "trunks": _Trunk,
 }
-_LATER: set[_Location] = {("trunks",), ("asterisk", "ami")}  # keys of the design that are still to come
+_LATER: set[_Location] = {("asterisk", "ami")}  # keys of the design that are still to come
 _KEYS = (
     "1 to 40 of 0-9 * # +, or _ and up to 40 of 0-9 * # + X Z N and sets such as [1-5*], with . or ! only at"
     " the end,"
@@ -452,8 +623,14 @@ def _sentence(at: _Location, kind: str, value: object) -> str:
         return _unknown(at)
     if kind in ("model_type", "dict_type"):
         return f"{_where(at)} is {_shown(value)}: a mapping of keys to values is allowed"
+    if kind == "missing":
+        return f"{_where(at)} is missing: {_allowed(at)} is needed"
+    if at[-1:] == ("[key]",) and at[0] == "trunks":
+        return f"{_where(at[:-1])} is no name of a trunk: 1 to 40 letters, digits, _ . or - are allowed"
     if at[-1:] == ("[key]",):
         return f"{_where(at[:-1])} is neither a number nor a pattern: {_KEYS} is allowed"
+    if kind == "too_long" and isinstance(value, list):
+        return f"{_where(at)} is a list of {len(value)}: {_allowed(at)} is allowed"
     if at == ("asterisk", "recall") and value == "originate":
         return f"{_where(at)} is 'originate', not available in this version: callfile is allowed"
     return f"{_where(at)} is {_shown(value)}: {_allowed(at)} is allowed"
@@ -500,7 +677,7 @@ def _step(at: _Location, place: int) -> str:
         return f"item {step + 1}"
     if not step or len(step) > 60 or not step.isprintable():
         return _shown(step)
-    return f'"{step}"' if at[:place] == ("extensions",) else step
+    return f'"{step}"' if at[:place] in (("extensions",), ("trunks",)) else step
 
 
 def _shown(value: object) -> str:
@@ -532,6 +709,7 @@ _T = TypeVar("_T")
 def _look_across(source: _Source) -> None:
     """Faults between keys; read from the raw content, so that they are told beside all the others."""
     _look_across_paths(source)
+    _look_across_trunks(source)
     owners: dict[Hashable, _Location] = {}
     for key, entry in _mapping_at(source.content, "extensions").items():
         at: _Location = ("extensions", key)
@@ -541,37 +719,188 @@ def _look_across(source: _Source) -> None:
                 source.fault(at, f"{_where(at)} is {same}: one entry for each is allowed")
             continue
         at = (*at, "device")
-        for device in _valid(_devices, entry.get("device") if isinstance(entry, dict) else None) or ():
-            if (other := owners.setdefault(device, at)) != at:
-                same = f'{device}, as "{other[1]}" does in line {source.line(other)}'
+        for named in _named_devices(entry):
+            if (other := owners.setdefault(named, at)) != at:
+                same = f'{named}, as "{other[1]}" does in line {source.line(other)}'
                 source.fault(at, f"{_where(at)} names {same}: one exact number for each device is allowed")
 
 
-def _look_across_paths(source: _Source) -> None:
-    def path(section: str, key: str, check: Callable[[object], _T], default: _T) -> _T | None:
-        within = _mapping_at(source.content, section) if section else source.content
-        return _valid(check, within[key]) if isinstance(within, dict) and key in within else default
+def _named_devices(entry: object) -> tuple[Device, ...]:
+    return _given(entry, "device", _devices, ()) or ()
 
-    asterisk = _Asterisk()
-    spool = path("asterisk", "spool", _path, asterisk.spool)
-    temp = path("asterisk", "temp", _path, asterisk.temp)
+
+def _look_across_paths(source: _Source) -> None:
+    section, defaults = _mapping_at(source.content, "asterisk"), _Asterisk()
+    spool = _given(section, "spool", _path, defaults.spool)
+    temp = _given(section, "temp", _path, defaults.temp)
     if temp and temp == spool:
         sentence = f"is {_shown(str(temp))}, the spool itself: another folder of its file system is allowed"
         source.fault(("asterisk", "temp"), f"asterisk / temp {sentence}")
-    store = path("", "store", _path, _STORE)
+    store = _given(source.content, "store", _path, _STORE)
     if not store:
         return
     beside = store.parent / _SOCKET
-    control = path("fastagi", "control", _path, beside)
+    control = _given(_mapping_at(source.content, "fastagi"), "control", _path, beside)
     if control == store:
         source.fault(
             ("store",), f"store is {_shown(str(store))}, the control socket: another file is allowed"
         )
 
 
+def _look_across_trunks(source: _Source) -> None:
+    taken: _Taken = {}
+    if agi := _given(_mapping_at(source.content, "fastagi"), "listen", _listen, _Fastagi().listen):
+        taken["tcp", agi[1]] = {agi[0]: ("fastagi", "listen")}
+    phones = _phones(source)
+    endpoints: dict[str, _Location] = {}
+    for name, entry in _mapping_at(source.content, "trunks").items():
+        seen = _Seen.read(("trunks", name), entry)
+        _look_at_listen(source, seen, taken)
+        _look_at_families(source, seen)
+        _look_at_our_own(source, seen)
+        _look_at_asterisk(source, seen)
+        if endpoint := _given(entry, "endpoint", _endpoint, name):
+            _look_at_endpoint(source, (*seen.at, "endpoint"), endpoint, phones, endpoints)
+
+
+_Taken = dict[tuple[str, int], dict[str, _Location]]
+"""Who listens: by transport and port, then by host."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The addresses of one trunk, as far as they are valid; whatever else is wrong with it."""
+
+    at: _Location
+    transport: str
+    listen: Address | None
+    public: Address | None
+    asterisk: Address | None
+    peers: dict[_Location, Address]
+    allow: tuple[IPv4Network | IPv6Network, ...]
+
+    @classmethod
+    def read(cls, at: _Location, entry: object) -> "_Seen":
+        transport, listen = _given(entry, "listen", _trunk_listen, None) or ("", None)
+        return cls(
+            at,
+            transport,
+            listen,
+            _given(entry, "public", _address, None),
+            _given(entry, "asterisk", _address, _asterisk_beside(listen)),
+            {(*at, "peer", place): peer for place, peer in _items(entry, "peer", _address).items()},
+            tuple(_items(entry, "allow", _network).values()),
+        )
+
+    def theirs(self) -> dict[_Location, Address]:
+        asterisk = {(*self.at, "asterisk"): self.asterisk} if self.asterisk else {}
+        return asterisk | self.peers
+
+    def key_of(self, address: Address) -> str:
+        """Under which key this address is our own; empty: it is not, as far as can be told here."""
+        if address == self.public:
+            return "public"
+        if not self.listen or address.port != self.listen.port:
+            return ""
+        everywhere = self.listen.host in _WILDCARDS and ip_address(address.host).is_loopback
+        return "listen" if everywhere or address == self.listen else ""
+
+
+def _look_at_listen(source: _Source, seen: _Seen, taken: _Taken) -> None:
+    if not seen.listen:
+        return
+    at = (*seen.at, "listen")
+    hosts = taken.setdefault((seen.transport, seen.listen.port), {})
+    if other := _overlapping(seen.listen.host, hosts):
+        whose = f'"{other[1]}" in line {source.line(other)}' if other[0] == "trunks" else _where(other)
+        taken_by = f"is {_shown(f'{seen.transport}:{seen.listen}')}, which {whose} takes"
+        source.fault(at, f"{_where(at)} {taken_by}: another address or port is allowed")
+    hosts.setdefault(seen.listen.host, at)
+
+
+def _overlapping(host: str, taken: dict[str, _Location]) -> _Location | None:
+    """Who has this host's port already: 0.0.0.0 has that of every IPv4 address, [::] that of every address."""
+    if host == "::":
+        return next(iter(taken.values()), None)
+    if host == "0.0.0.0":
+        return next((at for other, at in taken.items() if ":" not in other or other == "::"), None)
+    wide = None if ":" in host else taken.get("0.0.0.0")
+    return taken.get(host) or wide or taken.get("::")
+
+
+def _look_at_families(source: _Source, seen: _Seen) -> None:
+    public = {(*seen.at, "public"): seen.public} if seen.public else {}
+    for at, address in (seen.theirs() | public).items():
+        if seen.listen and _version(address) != _version(seen.listen):
+            version = f"IPv{_version(seen.listen)}"
+            _not_this(source, at, address, f"but listen is of {version}: an {version} address")
+
+
+def _look_at_our_own(source: _Source, seen: _Seen) -> None:
+    for at, address in seen.theirs().items():
+        if key := seen.key_of(address):
+            _not_this(source, at, address, f"which is our own ({key}): another address or port")
+
+
+def _look_at_asterisk(source: _Source, seen: _Seen) -> None:
+    """It and the peers must be told apart by what a packet comes from: with tcp that is the IP address alone."""
+    if not (asterisk := seen.asterisk):
+        return
+    at = (*seen.at, "asterisk")
+    if asterisk in seen.peers.values():
+        _not_this(source, at, asterisk, "a peer's address too: another address or port")
+    elif seen.transport == "tcp" and asterisk.host in {peer.host for peer in seen.peers.values()}:
+        _not_this(source, at, asterisk, "and a peer has that IP address too: with tcp another one")
+    elif seen.transport == "tcp" and any(ip_address(asterisk.host) in network for network in seen.allow):
+        _not_this(source, at, asterisk, "and allow has that IP address too: with tcp another one")
+
+
+def _not_this(source: _Source, at: _Location, address: Address, sentence: str) -> None:
+    source.fault(at, f"{_where(at)} is {_shown(str(address))}, {sentence} is allowed")
+
+
+def _phones(source: _Source) -> dict[str, _Location]:
+    """The endpoints that entries of extensions name, each with the first that does."""
+    found: dict[str, _Location] = {}
+    for key, entry in _mapping_at(source.content, "extensions").items():
+        for named in _named_devices(entry):
+            found.setdefault(named.removeprefix("PJSIP/"), ("extensions", key, "device"))
+    return found
+
+
+def _look_at_endpoint(
+    source: _Source,
+    at: _Location,
+    endpoint: str,
+    phones: dict[str, _Location],
+    taken: dict[str, _Location],
+) -> None:
+    is_this = f"{_where(at)} is {_shown(endpoint)}"
+    if (other := taken.setdefault(endpoint, at)) != at:
+        same = f'{is_this}, as that of "{other[1]}" in line {source.line(other)}'
+        source.fault(at, f"{same}: an endpoint of its own for each trunk is allowed")
+    if phone := phones.get(endpoint):
+        of = f'the device of extensions / "{phone[1]}" in line {source.line(phone)}'
+        source.fault(at, f"{is_this}, {of}: an endpoint that is no phone's is allowed")
+    elif not endpoint.startswith("_") and _valid(_key, endpoint) is not None:
+        source.fault(at, f"{is_this}, which means the phone of that number: a name with letters is allowed")
+
+
 def _mapping_at(content: object, key: str) -> dict[str, Any]:
     found = content.get(key) if isinstance(content, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def _given(section: object, key: str, check: Callable[[Any], _T], default: _T) -> _T | None:
+    """The value of this key; the default where it is not there, None where it is not valid."""
+    return _valid(check, section[key]) if isinstance(section, dict) and key in section else default
+
+
+def _items(section: object, key: str, check: Callable[[Any], _T]) -> dict[int, _T]:
+    """What is valid in the list that this key has, by place."""
+    found = section.get(key) if isinstance(section, dict) else None
+    items = enumerate(found if isinstance(found, list) else [])
+    return {place: value for place, item in items if (value := _valid(check, item)) is not None}
 
 
 def _valid(check: Callable[[Any], _T], value: object) -> _T | None:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
@@ -17,11 +18,15 @@ from fastagi.agi.server import Session
 from fastagi.completion.model import Request, State
 from fastagi.completion.ports import Timer
 from fastagi.completion.service import CompletionService
-from fastagi.config import Config
+from fastagi.config import Config, resolved
 from fastagi.errors import ConfigError, Refused
 from fastagi.pbx.callfile import LocalAgent, Spool, SpoolThread, recall_name
 from fastagi.pbx.devicestate import DeviceStates
 from fastagi.pbx.poll import Poller
+from fastagi.sip.callcompletion import CallCompletion
+from fastagi.sip.element import BRANCH, Element
+from fastagi.sip.transport import Link
+from fastagi.sip.trunk import Address
 from fastagi.store.requests import Store
 
 SESSION_DEADLINE = 5.0
@@ -56,6 +61,22 @@ class _ReactorTimer:
 def new_id() -> str:
     """15 random digits: the id of a recall, or a poll token. Who cannot guess it cannot use it."""
     return f"{secrets.randbelow(9 * 10**14) + 10**14}"
+
+
+def new_token() -> str:
+    """128 random bits, for the tags, branches and Call-IDs of SIP."""
+    return secrets.token_hex(16)
+
+
+def own_address(to: Address) -> str:
+    """The IP address from which this machine sends to that one; nothing is sent."""
+    family = socket.AF_INET6 if ":" in to.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(to)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigError([f"there is no way to {to}: {error.strerror}"]) from None
 
 
 def log(line: str) -> None:
@@ -99,11 +120,13 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     )
     agent = LocalAgent(
         spool,
-        ring=lambda request: directory.extension(request.caller).settings.cc_recall_timer,
+        ring=lambda request: service.ring(request),
         hang_up=poller.hang_up,
         undelivered=lambda recall, why: service.recall_undelivered(recall, why),
         log=log,
     )
+    trunks = {trunk.name: resolved(trunk, own_address) for trunk in config.trunks}
+    beyond = CallCompletion(trunks, directory, clock, new_token, log)
     service = CompletionService(
         store=store,
         clock=clock,
@@ -113,7 +136,12 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
         limits=config.limits,
         new_recall_id=new_id,
         log=log,
+        beyond=beyond,
     )
+    links = {name: Link(reactor, trunk, log) for name, trunk in trunks.items()}
+    for name, link in links.items():
+        link.element = Element(trunks[name], beyond, clock, link.send, log, lambda: BRANCH + new_token())
+    beyond.join(service, {name: link.element for name, link in links.items()})
 
     def script(name: str) -> Callable[[Session], Coroutine[Any, Any, Mapping[str, str]]]:
         async def run(session: Session) -> Mapping[str, str]:
@@ -139,8 +167,11 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
         where = f"{config.listen_host}:{config.listen_port}"
         raise ConfigError([f"nobody can listen on {where}: {error.socketError.strerror}"]) from error
     stop_control = control.listen(reactor, config.control, service)
+    beyond.resume(offers)
+    for link in links.values():
+        link.start()
     spool.start()
-    service.start(offers, requests, last_id)
+    service.start(offers, requests, last_id, store.kept())
     # Said when it is true that a signal stops us in order.
     reactor.callWhenRunning(
         log, f"fastagi answers on {config.listen_host}:{config.listen_port}; open requests: {len(requests)}"
@@ -152,6 +183,8 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
             await _maybe(stop_control())
         except OSError as error:
             log(f"the control socket could not be removed: {error}")
+        for link in links.values():
+            await _maybe(link.stop())
         poller.stop()
         server.close()
         spool.stop()

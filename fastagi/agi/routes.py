@@ -31,6 +31,12 @@ _WORD = re.compile(r"[A-Z_]{0,20}", re.ASCII)
 _CONTACT = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}/sips?:[A-Za-z0-9_.!~*%@:;=+\[\]-]{1,400}", re.ASCII)
 
 
+_THROUGH = re.compile(
+    r"PJSIP/(?:[A-Za-z0-9_.+*#-]{1,80}@([A-Za-z0-9_.+-]{1,80})|([A-Za-z0-9_.+-]{1,80})(?:/.*)?)",
+    re.ASCII | re.DOTALL,
+)
+_CALL_ID = re.compile(r"[A-Za-z0-9_.!%*+~/@=-]{0,255}", re.ASCII)
+
 LONGEST_DIAL = 1800
 """What one AGI line has room for; beyond it one contact of each device is rung, rather than none."""
 
@@ -95,6 +101,20 @@ def _dialled(text: str, callee: Number) -> tuple[Device, ...]:
     return tuple(found) if len(found) <= 8 else ()
 
 
+def _through(text: str) -> str:
+    """The endpoint that a dial string goes to or through, as PJSIP/<endpoint>; empty: several, or another."""
+    found = _THROUGH.fullmatch(text) if "&" not in text else None
+    return f"PJSIP/{found[1] or found[2]}" if found else ""
+
+
+def _call_id(text: str) -> str:
+    if not _CALL_ID.fullmatch(text):
+        raise Invalid(
+            f"{text[:60]!r} is no Call-ID: at most 255 letters, digits and _ . ! % * + ~ / @ = - are allowed"
+        )
+    return text
+
+
 def _recall_id(call: Call, argument: int = 1, by_note: bool = False) -> str:
     """The recall this channel belongs to; its argument must say the same."""
     id = call.arg(argument)
@@ -116,8 +136,7 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
     call = session.call
     dialstatus, cause = _word(call.arg(2), "DIALSTATUS"), _cause(call.arg(3))
     if call.arg(10):
-        over: Request = await ask(service.call_over, _recall_id(call, 10), dialstatus, cause)
-        return {"CC_OFFERED": "0", "CC_REASON": "RETAINED" if over.state is State.QUEUED else over.reason}
+        return _retained(await ask(service.call_over, _recall_id(call, 10), dialstatus, cause))
     channel, uniqueid = call.channel, call.uniqueid
     if _NOTE.fullmatch(channel):
         # Only our own hang-up note speaks for another channel: that which is gone by now.
@@ -137,13 +156,22 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
         dialstatus=dialstatus,
         cause=cause,
         uniqueid=uniqueid,
+        through=_through(call.arg(4)),
+        call_in=_call_id(call.arg(6)),
+        call_out=_call_id(call.arg(5)),
     )
-    offer: Offer = await ask(service.offer, failed)
+    offer: Offer | Request = await ask(service.offer, failed)
     if fault:
         raise fault
+    if isinstance(offer, Request):  # the CC call of somebody beyond a trunk
+        return _retained(offer)
     if offer.service is None:
         return {"CC_OFFERED": "0", "CC_REASON": offer.reason}
     return {"CC_OFFERED": "1", "CC_SERVICE": offer.service, "CC_OFFER_ID": str(offer.id)}
+
+
+def _retained(over: Request) -> Variables:
+    return {"CC_OFFERED": "0", "CC_REASON": "RETAINED" if over.state is State.QUEUED else over.reason}
 
 
 async def request(session: Session, service: CompletionService, ask: Ask) -> Variables:
@@ -151,6 +179,8 @@ async def request(session: Session, service: CompletionService, ask: Ask) -> Var
     if session.hung_up:  # he was told that it failed, and has gone
         raise Refused("UNSPECIFIED", "the caller was gone before he could be told")
     place: Place = await ask(service.ask, _caller(session.call.channel), _wanted(session.call))
+    if place.request.state is State.REQUESTED:
+        await ask(service.accepted, place.request.id)
     return {
         "CC_REQUEST_RESULT": "SUCCESS",
         "CC_REQUEST_REASON": "ALREADY_REQUESTED" if place.already else "",
@@ -216,7 +246,15 @@ async def answered(session: Session, service: CompletionService, ask: Ask) -> Va
         "CC_CALLER_NUM": target.caller.number,
         "CC_CALLER_NAME": target.caller.name,
         "CC_CALLER_ENDPOINT": target.device.removeprefix("PJSIP/"),
+        "CC_VIA": target.endpoint,
     }
+
+
+async def trunkstatus(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """1 number: what the PBX beyond the trunk said last of the one this caller waits for."""
+    wanted = number(session.call.arg(1))
+    known = await ask(service.far_state, _caller(session.call.channel), wanted)
+    return {"CC_TRUNK_STATUS": known}
 
 
 async def completed(session: Session, service: CompletionService, ask: Ask) -> Variables:
@@ -238,6 +276,7 @@ ROUTES: dict[str, Script] = {
     "recallfailed": recallfailed,
     "answered": answered,
     "completed": completed,
+    "trunkstatus": trunkstatus,
 }
 
 _NO: dict[str, Callable[[str], Variables]] = {
@@ -249,6 +288,7 @@ _NO: dict[str, Callable[[str], Variables]] = {
     "recallfailed": lambda reason: {},
     "answered": lambda reason: {"CC_GO": "0", "CC_GO_REASON": reason},
     "completed": lambda reason: {"CC_OUTCOME": reason},
+    "trunkstatus": lambda reason: {"CC_TRUNK_STATUS": "UNKNOWN"},
 }
 
 

@@ -5,10 +5,10 @@ A change shows at once, but the service lets nobody look before it is saved; whe
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from fastagi.completion.model import OPEN, Number, Offer, Request
-from fastagi.completion.ports import Changes, LogEntry
+from fastagi.completion.ports import Changes, Kept, LogEntry
 
 
 class Book:
@@ -17,6 +17,8 @@ class Book:
     def __init__(self) -> None:
         self.offers: dict[int, Offer] = {}
         self.changes = Changes()
+        self.kept: defaultdict[str, dict[str, Kept]] = defaultdict(dict)
+        """What others keep, by kind and key."""
         self._requests: dict[int, Request] = {}
         self._by_caller: defaultdict[Number, list[Offer]] = defaultdict(list)
         self._by_call: dict[tuple[str, Number], Offer] = {}
@@ -80,8 +82,23 @@ class Book:
         self.changes.log.append(entry)
         self._undo.append(lambda: self._set(request, old))
 
-    def load(self, offers: Iterable[Offer], requests: Iterable[Request], last_id: int) -> None:
+    def put_kept(self, kind: str, key: str, value: Kept | None) -> None:
+        """A value of others as it is from now on; None: it is no longer."""
+        old = self.kept[kind].get(key)
+        self._set_kept(kind, key, value)
+        self.changes.kept[kind, key] = value
+        self._undo.append(lambda: self._set_kept(kind, key, old))
+
+    def load(
+        self,
+        offers: Iterable[Offer],
+        requests: Iterable[Request],
+        last_id: int,
+        kept: Mapping[tuple[str, str], Kept],
+    ) -> None:
         """What the store remembers, at start."""
+        for (kind, key), value in kept.items():
+            self.kept[kind][key] = value
         for offer in offers:
             self._add_offer(offer)
         for request in requests:
@@ -129,3 +146,9 @@ class Book:
             self._requests[new.id] = new
             if new.recall_id:
                 self._by_recall[new.recall_id] = new.id
+
+    def _set_kept(self, kind: str, key: str, value: Kept | None) -> None:
+        if value is None:
+            self.kept[kind].pop(key, None)
+        else:
+            self.kept[kind][key] = value

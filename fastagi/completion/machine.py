@@ -3,7 +3,8 @@
 Theory of operation
 -------------------
 A failed call is OFFERED. When its caller asks, it becomes a request and is QUEUED: it waits, in the
-order of asking, until the callee is free. ``queue.select`` says whose turn it is; then it is READY and
+order of asking, until the callee is free. (Where the callee is beyond a trunk it is REQUESTED first, until
+the other PBX has accepted it, and that PBX judges when he is free.) ``queue.select`` says whose turn it is; then it is READY and
 the caller's phone is rung (the *recall*). When he answers it is CALLING: the *CC call* to the callee is
 under way. That call completes it, or brings it back into the queue in its old place.
 
@@ -30,8 +31,8 @@ from dataclasses import dataclass, replace
 from fastagi.completion.model import Policy, Request, Service, State
 from fastagi.errors import Refused
 
-RECALL_GRACE = 15.0
-"""Seconds beyond ``cc_recall_timer`` until a recall nobody reports on is given up."""
+ACCEPT_WITHIN = 4.0
+"""Seconds that another PBX has to accept a request: its caller holds the line meanwhile."""
 CALL_LIMIT = 12 * 3600.0
 """Seconds after which a CC call nobody reports on is given up."""
 
@@ -41,7 +42,22 @@ CALL_LIMIT = 12 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The caller wants to be called back."""
+    """The caller wants to be called back; ``since``: he keeps the place of an earlier request of his."""
+
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The other PBX has taken the request into its queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorEnded:
+    """The other PBX does not, or no longer, watch the callee; ``why`` is a sentence."""
+
+    reason: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +69,7 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class CallerBusy:
-    """It would be his turn, but the caller's own phone is in use or gone."""
+    """It would be his turn, but the caller's own phone is in use or gone; or his PBX says so in his turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +152,7 @@ class TimeOver:
 
 
 Event = (
-    Asked | Selected | CallerBusy | CallerFree | SignOfLife | RecallTaken | RecallFailed | RecallLost
+    Asked | Accepted | MonitorEnded | Selected | CallerBusy | CallerFree | SignOfLife | RecallTaken | RecallFailed | RecallLost
     | CallerAnswered | CallCompleted | CallFailed | CallLost | Fulfilled | Cancelled | TimeOver
 )  # fmt: skip
 
@@ -205,12 +221,26 @@ def describe(dialstatus: str, cause: int) -> str:
 def _asked(r: Request, e: Asked, now: float, p: Policy) -> Step:
     new = replace(
         r,
-        state=State.QUEUED,
-        asked_at=now,
+        state=State.REQUESTED if r.monitor else State.QUEUED,
+        asked_at=now if e.since is None else e.since,
         service_ends=now + p.service_timer(r.service),
-        sign_needed=r.service is Service.CCNR,
+        recall_ends=now + ACCEPT_WITHIN if r.monitor else 0.0,
+        sign_needed=r.service is Service.CCNR and not r.monitor,
     )
     return Step(new, f"{r.caller} asked to be called back by {r.callee}, who {r.why}")
+
+
+def _accepted(r: Request, e: Accepted, now: float, p: Policy) -> Step:
+    new = replace(r, state=State.QUEUED, recall_ends=0.0)
+    return Step(new, f"the PBX beyond {r.monitor} watches {r.callee} for {r.caller}")
+
+
+def _monitor_ended(r: Request, e: MonitorEnded, now: float, p: Policy) -> Step:
+    return _end(r, now, e.reason, e.why)
+
+
+def _monitor_ended_ready(r: Request, e: MonitorEnded, now: float, p: Policy) -> Step:
+    return _end(r, now, e.reason, e.why, StopRecall(r))
 
 
 def _selected(r: Request, e: Selected, now: float, p: Policy) -> Step:
@@ -218,10 +248,10 @@ def _selected(r: Request, e: Selected, now: float, p: Policy) -> Step:
         r,
         state=State.READY,
         recall_id=e.recall_id,
-        taken=False,
+        taken=bool(r.agent),  # the other PBX rings its caller itself
         channel="",
         retry_at=0.0,
-        recall_ends=now + p.caller.cc_recall_timer + RECALL_GRACE,
+        recall_ends=now + p.caller.cc_recall_timer + p.recall_grace,
     )
     return Step(new, f"{r.callee} is free: ringing {r.caller}", (Recall(new),))
 
@@ -229,6 +259,11 @@ def _selected(r: Request, e: Selected, now: float, p: Policy) -> Step:
 def _caller_busy(r: Request, e: CallerBusy, now: float, p: Policy) -> Step:
     sentence = f"{r.callee} is free, but {r.caller} himself is not: he keeps his place and is passed over"
     return Step(replace(r, suspended=True), sentence)
+
+
+def _caller_busy_ready(r: Request, e: CallerBusy, now: float, p: Policy) -> Step:
+    why = f"{r.caller} is not free himself: he keeps his place and is passed over"
+    return _requeue(r, now, why, suspended=True)
 
 
 def _caller_free(r: Request, e: CallerFree, now: float, p: Policy) -> Step:
@@ -306,7 +341,9 @@ def _call_failed(r: Request, e: CallFailed, now: float, p: Policy) -> Step:
     if service is None:
         return _end(r, now, "CALL_FAILED", why)
     # Busy while his device read idle is do-not-disturb: being idle then says nothing any more.
-    sign_needed = service is Service.CCNR or (service is Service.CCBS and not e.callee_in_use)
+    # (Beyond a trunk the other PBX judges that.)
+    unseen = service is Service.CCNR or (service is Service.CCBS and not e.callee_in_use)
+    sign_needed = unseen and not r.monitor
     # "Not registered" while his device may read idle: a pause, lest it come round at once.
     retry_at = now + p.caller.cc_retry_timer if service is Service.CCNL else 0.0
     why += f": {r.caller} keeps his place"
@@ -347,11 +384,15 @@ class Row:
     to: tuple[State, ...]
 
 
-_O, _Q, _R, _C = State.OFFERED, State.QUEUED, State.READY, State.CALLING
+_O, _P, _Q, _R, _C = State.OFFERED, State.REQUESTED, State.QUEUED, State.READY, State.CALLING
 _DONE, _END = State.COMPLETED, State.ENDED
 
 TABLE: dict[tuple[State, type], Row] = {
-    (_O, Asked): Row(_asked, (_Q,)),
+    (_O, Asked): Row(_asked, (_P, _Q)),
+    (_P, Accepted): Row(_accepted, (_Q,)),
+    (_P, MonitorEnded): Row(_monitor_ended, (_END,)),
+    (_P, Cancelled): Row(_cancelled, (_END,)),
+    (_Q, MonitorEnded): Row(_monitor_ended, (_END,)),
     (_Q, Selected): Row(_selected, (_R,)),
     (_Q, CallerBusy): Row(_caller_busy, (_Q,)),
     (_Q, CallerFree): Row(_caller_free, (_Q,)),
@@ -362,6 +403,8 @@ TABLE: dict[tuple[State, type], Row] = {
     (_R, RecallTaken): Row(_recall_taken, (_R,)),
     (_R, RecallFailed): Row(_recall_failed, (_Q, _END)),
     (_R, RecallLost): Row(_recall_lost, (_Q, _END)),
+    (_R, CallerBusy): Row(_caller_busy_ready, (_Q, _END)),
+    (_R, MonitorEnded): Row(_monitor_ended_ready, (_END,)),
     (_R, CallerAnswered): Row(_caller_answered, (_C,)),
     (_R, Cancelled): Row(_cancelled_ready, (_END,)),
     (_C, CallCompleted): Row(_call_completed, (_DONE,)),

@@ -67,6 +67,7 @@ class Service(StrEnum):
 
 class State(StrEnum):
     OFFERED = "OFFERED"
+    REQUESTED = "REQUESTED"
     QUEUED = "QUEUED"
     READY = "READY"
     CALLING = "CALLING"
@@ -74,7 +75,7 @@ class State(StrEnum):
     ENDED = "ENDED"
 
 
-OPEN = frozenset({State.QUEUED, State.READY, State.CALLING})
+OPEN = frozenset({State.REQUESTED, State.QUEUED, State.READY, State.CALLING})
 TURN = frozenset({State.READY, State.CALLING})
 
 
@@ -138,12 +139,17 @@ class Extension:
     """What rings this extension at a recall; empty: every contact of its devices."""
 
 
+RECALL_GRACE = 15.0
+"""Seconds beyond ``cc_recall_timer`` until a recall nobody reports on is given up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The settings one request lives under: some are the caller's, some the callee's (README, "Settings")."""
 
     caller: Settings
     callee: Settings
+    recall_grace: float = RECALL_GRACE
 
     def service_timer(self, service: Service) -> float:
         """How long a request may wait: the shorter of the caller's and the callee's timer."""
@@ -171,6 +177,14 @@ class Offer:
     offered_at: float
     offer_ends: float
     uniqueid: str
+    agent: str = ""
+    """The trunk beyond which the caller is, who is then ``user@trunk``; empty: a phone of this PBX."""
+    monitor: str = ""
+    """The trunk beyond which the callee is; empty: a phone of this PBX."""
+    call_in: str = ""
+    """The Call-ID by which the call came over ``agent``."""
+    call_out: str = ""
+    """The Call-ID by which it went out over ``monitor``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +216,12 @@ class Request:
     taken: bool = False
     """Asterisk has begun this attempt."""
     channel: str = ""
-    """The recall's Local channel, once taken."""
+    """The recall's Local channel, once taken; of a caller beyond a trunk: the CC call, ``SIP/<Call-ID>``."""
     recall_ends: float = 0
-    """READY and CALLING: the turn is over then at the latest."""
+    """READY and CALLING: the turn is over then at the latest; REQUESTED: the other PBX has answered by then."""
     ended_at: float = 0
     reason: str = ""
     """How it ended: a word for programs."""
+    agent: str = ""
+    """As in its `Offer`, like ``monitor``."""
+    monitor: str = ""

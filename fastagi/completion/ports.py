@@ -1,10 +1,10 @@
 """What the rules need of the world, and what they tell it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
-from fastagi.completion.model import Device, Extension, Number, Offer, Request, State
+from fastagi.completion.model import Device, Extension, Number, Offer, Presence, Request, Service, State
 
 
 class Timer(Protocol):
@@ -45,6 +45,97 @@ class Directory(Protocol):
         """Who calls from this device; None: nobody who may ask (a trunk, ``anonymous``)."""
 
 
+class Kept(Protocol):
+    """A value that others save together with what the rules change; never changed itself."""
+
+    def to_json(self) -> str: ...
+
+
+class Beyond(Protocol):
+    """Callers and callees beyond the trunks: their agents and monitors. All of it happens inside turns."""
+
+    def load(self, kept: Mapping[tuple[str, str], str]) -> Mapping[tuple[str, str], Kept]:
+        """What the store remembers, as values by kind and key."""
+
+    def trunk(self, device: Device) -> str:
+        """The trunk whose endpoint this is; empty: it is none."""
+
+    def endpoint(self, trunk: str) -> str:
+        """What the CC call over it is dialled through; empty: whatever the dialplan dials."""
+
+    def caller(self, trunk: str, call_id: str) -> Extension:
+        """Who called over this trunk by this Call-ID."""
+
+    def service(self, trunk: str, call_id: str) -> Service | None:
+        """What the other PBX has offered of a call to it; None: nothing."""
+
+    def offered(self, offer: Offer) -> None:
+        """This call over a trunk is on record, so what is known of it must be kept."""
+
+    def forgotten(self, offer: Offer) -> None:
+        """It is no longer."""
+
+    def requested(self, request: Request, offer: Offer, now: float) -> None:
+        """What is on offer there is asked for."""
+
+    def call_over(self, call_id: str) -> str:
+        """The recall id of the CC call that came by this Call-ID; empty: it was none."""
+
+    def presence(self, device: Device, now: float) -> Presence | None:
+        """What a party beyond a trunk is now (see `far_device`)."""
+
+    def follow(self, now: float) -> bool:
+        """Let the other PBXs know, once this turn is saved; True: requests have changed by it."""
+
+    def next_due(self) -> float | None:
+        """The nearest instant at which `follow` has something to do."""
+
+
+FAR = "SIP/"
+
+
+def far_device(request: int, party: str) -> Device:
+    """What stands for the ``caller`` or ``callee`` of a request who is beyond a trunk."""
+    return Device(f"{FAR}{request}/{party}")
+
+
+class Alone:
+    """A PBX without trunks."""
+
+    def load(self, kept: Mapping[tuple[str, str], str]) -> Mapping[tuple[str, str], Kept]:
+        return {}
+
+    def trunk(self, device: Device) -> str:
+        return ""
+
+    def endpoint(self, trunk: str) -> str:
+        return ""
+
+    def caller(self, trunk: str, call_id: str) -> Extension:
+        raise AssertionError(trunk)
+
+    def service(self, trunk: str, call_id: str) -> Service | None:
+        return None
+
+    def offered(self, offer: Offer) -> None: ...
+
+    def forgotten(self, offer: Offer) -> None: ...
+
+    def requested(self, request: Request, offer: Offer, now: float) -> None: ...
+
+    def call_over(self, call_id: str) -> str:
+        return ""
+
+    def presence(self, device: Device, now: float) -> Presence | None:
+        return None
+
+    def follow(self, now: float) -> bool:
+        return False
+
+    def next_due(self) -> float | None:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class LogEntry:
     """One row of a request's log: what happened, and why, in a sentence."""
@@ -64,12 +155,14 @@ class Changes:
     forgotten_offers: list[int] = field(default_factory=list)
     requests: dict[int, Request] = field(default_factory=dict)
     log: list[LogEntry] = field(default_factory=list)
+    kept: dict[tuple[str, str], Kept | None] = field(default_factory=dict)
+    """By kind and key; None: no longer."""
     prune_before: float | None = None
     """Requests that ended before this instant leave the history."""
 
     def __bool__(self) -> bool:
-        return bool(
-            self.offers or self.forgotten_offers or self.requests or self.log or self.prune_before is not None
+        return any(getattr(self, f.name) for f in fields(self) if f.name != "prune_before") or (
+            self.prune_before is not None
         )
 
 

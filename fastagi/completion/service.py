@@ -5,10 +5,13 @@ Each method is one event, carried out in a turn (see ``turns``) and answered onc
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fastagi.completion import machine, queue
 from fastagi.completion.book import Book
 from fastagi.completion.model import (
+    RECALL_GRACE,
+    TURN,
     Context,
     Device,
     Extension,
@@ -21,20 +24,40 @@ from fastagi.completion.model import (
     Service,
     State,
 )
-from fastagi.completion.ports import Agent, Clock, Directory, LogEntry, Monitor, Store
+from fastagi.completion.ports import (
+    FAR,
+    Agent,
+    Alone,
+    Beyond,
+    Clock,
+    Directory,
+    Kept,
+    LogEntry,
+    Monitor,
+    Store,
+    far_device,
+)
 from fastagi.completion.turns import Done, Turns, ignore
 from fastagi.errors import Refused
 
 OFFER_MEMORY = 3600.0
 """Seconds that an offer is remembered after its time, so that ``*30`` can say that it came too late."""
 OFFERS_PER_CALLER = 20
+NOT_WATCHABLE = "CALLEE_NOT_WATCHABLE"
+"""Why a call is not offered whose callee nobody can watch: an outside line, a PBX that offers nothing."""
+RING_AT_MOST = 15.0
+"""Seconds a caller rings when the callee is beyond a trunk: the other PBX waits 10 to 20 (RFC 6910, 7.3)."""
 FORGET_EVERY = 60.0
 """Seconds between two looks through all offers for those to be forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailedCall:
-    """What the dialplan tells of a call that was not answered; ``devices``: those it dialled, if watchable."""
+    """What the dialplan tells of a call that was not answered.
+
+    ``devices``: those it dialled, if watchable; ``through``: the endpoint it was dialled through; ``call_in``
+    and ``call_out``: its Call-IDs towards the caller and towards the callee. Empty where there is none.
+    """
 
     caller: Device
     context: Context
@@ -43,6 +66,9 @@ class FailedCall:
     dialstatus: str
     cause: int
     uniqueid: str
+    through: str = ""
+    call_in: str = ""
+    call_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +98,8 @@ class Target:
     context: Context
     caller: Extension
     device: Device
+    endpoint: str
+    """The trunk's endpoint, if the callee is beyond one: through it goes the CC call."""
 
 
 class CompletionService:
@@ -91,7 +119,9 @@ class CompletionService:
         limits: Limits,
         new_recall_id: Callable[[], str],
         log: Callable[[str], None],
+        beyond: Beyond | None = None,
     ) -> None:
+        self._beyond = beyond or Alone()
         self._clock = clock
         self._directory = directory
         self._agent = agent
@@ -105,6 +135,7 @@ class CompletionService:
         self._settled_at = 0.0
         self._forgot_at = 0.0
         self._full_until = 0.0
+        self._waiting: dict[int, list[Done]] = {}
         self._turns = Turns(
             book=self.book,
             store=store,
@@ -112,51 +143,79 @@ class CompletionService:
             log=log,
             history=limits.history_days * 86400,
             settle=self._settle,
-            perform=self._perform,
             watch=self._watch,
             next_due=self._next_due,
         )
-        self._event = self._turns.event
+        self.event = self._turns.event
 
-    def start(self, offers: Iterable[Offer], requests: Iterable[Request], last_id: int) -> None:
+    def start(
+        self,
+        offers: Iterable[Offer],
+        requests: Iterable[Request],
+        last_id: int,
+        kept: Mapping[tuple[str, str], str] | None = None,
+    ) -> None:
         """Go on where the store's memory ends.
 
         An instant further off than its own timer (the clock was wrong once, or the timer was shortened)
         is cut to it.
         """
         now = self._clock.now()
-        self.book.load(
-            (self._cut_offer(o, now) for o in offers), (self._cut(r, now) for r in requests), last_id
-        )
-        self._event(self._restarted)
+        cut_offers = [self._cut_offer(o, now) for o in offers]
+        cut_requests = [self._cut(r, now) for r in requests]
+        self.book.load(cut_offers, cut_requests, last_id, self._beyond.load(kept or {}))
+        self.event(self._restarted)
 
     # What callers and operators ask
 
     def offer(self, call: FailedCall, done: Done) -> None:
-        """Record a failed call; answers its `Offer` (without a service: not offered)."""
-        self._event(lambda now: self._offer(call, now), done)
+        """Record a failed call; answers its `Offer` (without a service: not offered).
+
+        If it was a CC call of a caller beyond a trunk, answers his `Request`.
+        """
+        self.event(lambda now: self._offer_or_over(call, now), done)
 
     def ask(self, caller: Device, callee: Number | None, done: Done) -> None:
         """``*30``: call him back who was called last, or ``callee``; answers a `Place`."""
-        self._event(lambda now: self._ask(caller, callee, now), done)
+        self.event(lambda now: self._ask(caller, callee, now), done)
+
+    def accepted(self, id: int, done: Done) -> None:
+        """Answers request ``id`` once the other PBX has accepted it; `Refused` if it has not."""
+        request = self.book.request(id)
+        if request is not None and request.state is State.REQUESTED:
+            self._waiting.setdefault(id, []).append(done)
+        else:
+            done(request or Refused("NO_SUCH_REQUEST", f"request {id} is over already"))
 
     def cancel(self, caller: Device, callee: Number | None, done: Done) -> None:
         """``*31``: take back the latest request, or that for ``callee``; answers the `Request`."""
-        self._event(lambda now: self._cancel(caller, callee, now), done)
+        self.event(lambda now: self._cancel(caller, callee, now), done)
 
     def cancel_id(self, id: int, done: Done) -> None:
         """The operator takes back any request; answers the `Request`."""
-        self._event(lambda now: self._apply_id(id, machine.Cancelled("the operator"), now), done)
+        self.event(lambda now: self._apply_id(id, machine.Cancelled("the operator"), now), done)
 
     def pending(self, caller: Device, done: Done) -> None:
         """Answers the caller's open requests, oldest first."""
-        self._event(lambda now: self._of_caller(self._who(caller).number), done)
+        self.event(lambda now: self._of_caller(self._who(caller).number), done)
+
+    def far_state(self, caller: Device, callee: Number, done: Done) -> None:
+        """Answers what the PBX beyond a trunk said last of the callee he waits for: QUEUED, READY or UNKNOWN."""
+
+        def work(now: float) -> object:
+            for request in self._of_caller(self._who(caller).number):
+                if request.callee == callee and request.monitor and request.state is not State.REQUESTED:
+                    free = self._beyond.presence(request.callee_devices[0], now) is Presence.IDLE
+                    return "READY" if free or request.state in TURN else "QUEUED"
+            return "UNKNOWN"
+
+        self.event(work, done)
 
     # What the dialplan tells of a turn
 
     def recall_taken(self, recall_id: str, channel: str, done: Done) -> None:
         """Asterisk has begun this recall; answers a `RecallPlan`."""
-        self._event(lambda now: self._recall_taken(recall_id, channel, now), done)
+        self.event(lambda now: self._recall_taken(recall_id, channel, now), done)
 
     def recall_failed(self, recall_id: str, dialstatus: str, cause: int, done: Done = ignore) -> None:
         """The caller did not answer his recall."""
@@ -168,11 +227,11 @@ class CompletionService:
 
     def caller_answered(self, recall_id: str, channel: str, done: Done) -> None:
         """The caller picked up; answers the `Target` of the CC call."""
-        self._event(lambda now: self._answered(recall_id, channel, now), done)
+        self.event(lambda now: self._answered(recall_id, channel, now), done)
 
     def call_over(self, recall_id: str, dialstatus: str, cause: int, done: Done = ignore) -> None:
         """The CC call is over; answers the `Request`."""
-        self._event(lambda now: self._call_over(recall_id, dialstatus, cause, now), done, keep=True)
+        self.event(lambda now: self.call_ended(recall_id, dialstatus, cause, now), done, keep=True)
 
     def call_gone(self, recall_id: str) -> None:
         """The recall's channels do not exist any more, and nobody has told what became of it."""
@@ -181,9 +240,9 @@ class CompletionService:
             request = self._of_recall(recall_id)
             ringing = request.state is State.READY
             lost = machine.RecallLost("the recall is gone, unheard") if ringing else machine.CallLost()
-            return self._apply(request, lost, now)
+            return self.apply(request, lost, now)
 
-        self._event(work, keep=True)
+        self.event(work, keep=True)
 
     # What the devices tell
 
@@ -207,45 +266,76 @@ class CompletionService:
         """The source of device states is gone: nothing is known until it is back."""
         self._levels.clear()
 
+    def ring(self, request: Request) -> float:
+        """Seconds that the caller rings at his recall."""
+        seconds = self._directory.extension(request.caller).settings.cc_recall_timer
+        return min(seconds, RING_AT_MOST) if request.monitor else seconds
+
     def _restarted(self, now: float) -> None:
         for request in self.book.requests():
             if request.state is State.READY and not request.taken:
                 lost = machine.RecallLost("fastagi was restarted before the recall began", pause=False)
-                self._apply(request, lost, now)
+                self.apply(request, lost, now)
 
     def _turn_event(self, recall_id: str, event: machine.Event, done: Done) -> None:
-        self._event(lambda now: self._apply(self._of_recall(recall_id), event, now), done, keep=True)
+        self.event(lambda now: self.apply(self._of_recall(recall_id), event, now), done, keep=True)
 
     # What follows from everything together
 
     def _settle(self, now: float) -> None:
-        """Run until nothing changes: what is due, then whose turn it is."""
+        """Run until nothing changes: what is due, whose turn it is, what those beyond the trunks say to it."""
         self._settled_at = now
-        for request in self.book.requests():
-            if request.state is State.QUEUED and request.service_ends <= now:
-                self._apply(request, machine.TimeOver(), now)
-            elif request.recall_id and request.recall_ends <= now:
-                why = f"nothing was heard of recall {request.recall_id} in time"
-                self._apply(request, machine.RecallLost(why), now)
         if now >= self._forgot_at + FORGET_EVERY:
             self._forget_offers(now, OFFER_MEMORY)
+        while True:
+            for request in self.book.requests():
+                self._look_at_the_time(request, now)
+            self._select(now)
+            if not self._beyond.follow(now):
+                break
 
+    def _look_at_the_time(self, request: Request, now: float) -> None:
+        if request.state is State.QUEUED:
+            if request.service_ends <= now:
+                self.apply(request, machine.TimeOver(), now)
+        elif request.recall_ends > now:
+            pass
+        elif request.state is State.REQUESTED:
+            why = f"the PBX beyond {request.monitor} has not answered"
+            self.apply(request, machine.MonitorEnded("NO_ANSWER", why), now)
+        elif request.state is State.READY and request.agent:
+            self.apply(request, machine.RecallFailed("NOANSWER", 0), now)
+        else:
+            why = f"nothing was heard of recall {request.recall_id} in time"
+            self.apply(request, machine.RecallLost(why), now)
+
+    def _select(self, now: float) -> None:
         def rested(request: Request) -> bool:
             return self._rested_at(request) <= now
 
-        while found := queue.select(self.book.requests(), self._levels.get, rested, now):
+        while found := queue.select(self.book.requests(), self._look(now), rested, now):
             request, verdict = found
             match verdict:
                 case queue.Verdict.SELECT:
-                    self._apply(request, machine.Selected(self._new_recall_id()), now)
+                    self.apply(request, machine.Selected(self._new_recall_id()), now)
                 case queue.Verdict.PASS_OVER:
-                    self._apply(request, machine.CallerBusy(), now)
+                    self.apply(request, machine.CallerBusy(), now)
                 case queue.Verdict.RESUME:
-                    self._apply(request, machine.CallerFree(), now)
+                    self.apply(request, machine.CallerFree(), now)
                 case queue.Verdict.SIGN_OF_LIFE:
-                    self._apply(request, machine.SignOfLife(), now)
+                    self.apply(request, machine.SignOfLife(), now)
+
+    def _look(self, now: float) -> queue.Look:
+        def look(device: Device) -> Presence | None:
+            if device.startswith(FAR):
+                return self._beyond.presence(device, now)
+            return self._levels.get(device)
+
+        return look
 
     def _perform(self, effect: machine.Effect) -> None:
+        if effect.request.agent:
+            return  # his own PBX rings him: `Beyond.follow` tells it
         match effect:
             case machine.Recall(request):
                 self._agent.recall(request)
@@ -256,8 +346,10 @@ class CompletionService:
         now = self._clock.now()
         wanted: dict[Device, float] = {}
         for request in self.book.requests():
-            found = queue.watched([request], self._levels.get, lambda r: self._rested_at(r) <= now, now)
+            found = queue.watched([request], self._look(now), lambda r: self._rested_at(r) <= now, now)
             for device, of_callee in found:
+                if device.startswith(FAR):
+                    continue
                 who = request.callee if of_callee else request.caller
                 interval = self._directory.extension(who).settings.poll_interval
                 wanted[device] = min(interval, wanted.get(device, interval))
@@ -266,7 +358,7 @@ class CompletionService:
             del self._levels[device]
             self._idle_since.pop(device, None)
         self._wanted = wanted
-        calls = frozenset(r.recall_id for r in self.book.requests() if r.taken)
+        calls = frozenset(r.recall_id for r in self.book.requests() if r.taken and not r.agent)
         self._monitor.watch(wanted, calls)
 
     def _next_due(self) -> float | None:
@@ -281,34 +373,54 @@ class CompletionService:
                 due.append(request.recall_ends)
         if self.book.offers:
             due.append(self._settled_at + OFFER_MEMORY)
+        if (at := self._beyond.next_due()) is not None:
+            due.append(at)
         return min(due, default=None)
 
     def _rested_at(self, request: Request) -> float:
         guard = self._directory.extension(request.callee).settings.cc_guard_timer
         return max(self._idle_since.get(d, 0.0) for d in request.callee_devices) + guard
 
-    # The single events
+    # Inside a turn
 
-    def _apply(self, request: Request, event: machine.Event, now: float) -> Request:
+    def apply(self, request: Request, event: machine.Event, now: float) -> Request:
+        """One event for one request; raises `Refused`, and nothing has changed."""
         policy = self._policy(request)
         step = machine.step(request, event, now, policy)
         entry = LogEntry(request.id, now, request.state, step.request.state, step.sentence)
         self.book.put(step.request, entry)
-        self._turns.effects += step.effects
+        self._turns.effects += [partial(self._perform, effect) for effect in step.effects]
         self._turns.stale = True
+        if request.state is State.REQUESTED:
+            self.after(partial(self._tell_whether_accepted, step))
         return step.request
+
+    def after(self, effect: Callable[[], None]) -> None:
+        """Have this done once the turn is saved."""
+        self._turns.effects.append(effect)
+
+    def keep(self, kind: str, key: str, value: Kept | None) -> None:
+        """Save this with the turn, and look what follows from it."""
+        self.book.put_kept(kind, key, value)
+        self._turns.stale = True
+
+    def _tell_whether_accepted(self, step: machine.Step) -> None:
+        request = step.request
+        answer = Refused(request.reason, step.sentence) if request.state is State.ENDED else request
+        for done in self._waiting.pop(request.id, []):
+            done(answer)
 
     def _apply_id(self, id: int, event: machine.Event, now: float) -> Request:
         request = self.book.request(id)
         if request is None:
             raise Refused("NO_SUCH_REQUEST", f"there is no open request {id}")
-        return self._apply(request, event, now)
+        return self.apply(request, event, now)
 
     def _policy(self, request: Request) -> Policy:
-        return Policy(
-            self._directory.extension(request.caller).settings,
-            self._directory.extension(request.callee).settings,
-        )
+        callee = self._directory.extension(request.callee).settings
+        if request.agent:  # nobody's grace: the other PBX is told how long it has
+            return Policy(self._directory.extension(request.caller).settings, callee, recall_grace=0.0)
+        return Policy(self._directory.extension(request.caller).settings, callee)
 
     def _who(self, device: Device) -> Extension:
         who = self._directory.of_device(device)
@@ -319,56 +431,88 @@ class CompletionService:
     def _of_caller(self, caller: Number) -> list[Request]:
         return [r for r in self.book.requests() if r.caller == caller]
 
+    def _offer_or_over(self, call: FailedCall, now: float) -> Offer | Request:
+        if call.call_in and (recall_id := self._beyond.call_over(call.call_in)):
+            return self.call_ended(recall_id, call.dialstatus, call.cause, now)
+        return self._offer(call, now)
+
     def _offer(self, call: FailedCall, now: float) -> Offer:
-        caller = self._who(call.caller)
+        agent = self._beyond.trunk(call.caller)
+        caller = self._beyond.caller(agent, call.call_in) if agent else self._who(call.caller)
         old = self.book.offer_of_call(call.uniqueid, call.callee)
         if old is not None and old.caller == caller.number and now < old.offer_ends:
             return old
         callee = self._directory.extension(call.callee)
-        devices = callee.devices or call.devices
-        reason, service = self._offerable(call, caller, callee, devices)
+        monitor = self._beyond.trunk(Device(call.through)) if call.through else ""
+        devices = () if monitor else callee.devices or call.devices
+        service = machine.service_of(call.dialstatus, call.cause)
+        if monitor and call.callee:
+            service = self._beyond.service(monitor, call.call_out)
+        reason = self._not_offered(call, caller, callee, devices, service)
         self._make_room(caller.number, now)
         offer = Offer(
             id=self.book.new_id(),
             caller=caller.number,
-            caller_devices=caller.devices or (call.caller,),
+            caller_devices=() if agent else caller.devices or (call.caller,),
             caller_context=call.context,
             callee=call.callee,
             callee_devices=devices,
-            service=service,
+            service=None if reason else service,
             reason=reason,
             why=machine.describe(call.dialstatus, call.cause),
             offered_at=now,
             offer_ends=now + caller.settings.cc_offer_timer,
             uniqueid=call.uniqueid,
+            agent=agent,
+            monitor=monitor,
+            call_in=call.call_in if agent else "",
+            call_out=call.call_out if monitor else "",
         )
         self.book.add_offer(offer)
+        self._beyond.offered(offer)
         return offer
 
-    def _offerable(
-        self, call: FailedCall, caller: Extension, callee: Extension, devices: tuple[Device, ...]
-    ) -> tuple[str, Service | None]:
+    def _not_offered(
+        self,
+        call: FailedCall,
+        caller: Extension,
+        callee: Extension,
+        devices: tuple[Device, ...],
+        service: Service | None,
+    ) -> str:
+        """Why this call is not offered; empty: it is. ``service`` beyond a trunk is what is offered there."""
         if not call.callee:
-            return "INVALID", None
-        service = machine.service_of(call.dialstatus, call.cause)
+            return "INVALID"
         if service is None:
             if call.dialstatus == "CHANUNAVAIL" and call.cause == 1:
-                return "NO_SUCH_NUMBER", None
-            return call.dialstatus or "NOT_REACHED", None
+                return "NO_SUCH_NUMBER"
+            if machine.service_of(call.dialstatus, call.cause) is None:
+                return call.dialstatus or "NOT_REACHED"
         if caller.settings.cc_agent_policy == "never":
-            return "CALLER_POLICY_NEVER", None
+            return "CALLER_POLICY_NEVER"
         if callee.settings.cc_monitor_policy == "never":
-            return "CALLEE_POLICY_NEVER", None
-        if not devices:
-            return "CALLEE_NOT_WATCHABLE", None
+            return "CALLEE_POLICY_NEVER"
+        if service is None or (not devices and not call.through):
+            return NOT_WATCHABLE
         if set(devices) & {call.caller, *caller.devices}:
-            return "CALLER_IS_CALLEE", None
-        return "", service
+            return "CALLER_IS_CALLEE"
+        return ""
+
+    def offered_late(self, id: int, now: float) -> None:
+        """The other PBX has offered this call after it was recorded as one it does not offer."""
+        offer = self.book.offers.get(id)
+        if offer is None or offer.reason != NOT_WATCHABLE:
+            return
+        service = self._beyond.service(offer.monitor, offer.call_out)
+        if service is not None:
+            new = replace(offer, service=service, reason="")
+            self.book.replace_offer(offer, new)
+            self._beyond.offered(new)
 
     def _make_room(self, caller: Number, now: float) -> None:
         own = self.book.offers_of(caller)
         if len(own) >= OFFERS_PER_CALLER:
-            self.book.forget_offer(own[0])
+            self._forget(own[0])
         elif len(self.book.offers) >= self._limits.cc_max_offers:
             if now >= self._full_until:
                 self._forget_offers(now, 0.0)
@@ -380,7 +524,11 @@ class CompletionService:
         """Those whose time was over ``memory`` seconds ago."""
         self._forgot_at = now
         for offer in [o for o in self.book.offers.values() if o.offer_ends + memory <= now]:
-            self.book.forget_offer(offer)
+            self._forget(offer)
+
+    def _forget(self, offer: Offer) -> None:
+        self.book.forget_offer(offer)
+        self._beyond.forgotten(offer)
 
     def _ask(self, device: Device, callee: Number | None, now: float) -> Place:
         caller = self._who(device)
@@ -405,20 +553,33 @@ class CompletionService:
                 "OFFER_EXPIRED",
                 f"the call to {offer.callee} failed {now - offer.offered_at:.0f} s ago: too late to ask",
             )
-        self._check_limits(caller, own, offer)
+        request = self.request(offer, caller, now)
+        return Place(request, self._position(request), already=False)
+
+    def request(self, offer: Offer, caller: Extension, now: float, since: float | None = None) -> Request:
+        """Ask for what is on offer; raises `Refused` when there are too many requests already.
+
+        ``since``: his place in the queue is that of an earlier request.
+        """
+        assert offer.service is not None
+        self._check_limits(caller, self._of_caller(caller.number), offer)
+        id = self.book.new_id()
         request = Request(
-            id=self.book.new_id(),
+            id=id,
             caller=offer.caller,
-            caller_devices=offer.caller_devices,
+            caller_devices=(far_device(id, "caller"),) if offer.agent else offer.caller_devices,
             caller_context=offer.caller_context,
             callee=offer.callee,
-            callee_devices=offer.callee_devices,
+            callee_devices=(far_device(id, "callee"),) if offer.monitor else offer.callee_devices,
             service=offer.service,
             state=State.OFFERED,
             why=offer.why,
+            agent=offer.agent,
+            monitor=offer.monitor,
         )
-        request = self._apply(request, machine.Asked(), now)
-        return Place(request, self._position(request), already=False)
+        request = self.apply(request, machine.Asked(since), now)
+        self._beyond.requested(request, offer, now)
+        return request
 
     def _check_limits(self, caller: Extension, own: list[Request], offer: Offer) -> None:
         requests = self.book.requests()
@@ -444,7 +605,7 @@ class CompletionService:
         if not own:
             for_whom = f" for {callee}" if callee else ""
             raise Refused("NO_CORE_INSTANCE", f"{caller.number} has no request{for_whom}")
-        return self._apply(own[-1], machine.Cancelled(str(caller.number)), now)
+        return self.apply(own[-1], machine.Cancelled(str(caller.number)), now)
 
     def _of_recall(self, recall_id: str) -> Request:
         request = self.book.of_recall(recall_id)
@@ -453,31 +614,33 @@ class CompletionService:
         return request
 
     def _recall_taken(self, recall_id: str, channel: str, now: float) -> RecallPlan:
-        request = self._apply(self._of_recall(recall_id), machine.RecallTaken(channel), now)
+        request = self.apply(self._of_recall(recall_id), machine.RecallTaken(channel), now)
         caller = self._directory.extension(request.caller)
         callee = self._directory.extension(request.callee)
-        return RecallPlan(caller, request.caller_devices, caller.settings.cc_recall_timer, callee)
+        return RecallPlan(caller, request.caller_devices, self.ring(request), callee)
 
     def _answered(self, recall_id: str, channel: str, now: float) -> Target:
         request = self._of_recall(recall_id)
         # The same channel asks again when our answer did not reach it: it is told again.
         if request.state is not State.CALLING or request.channel != channel:
-            request = self._apply(request, machine.CallerAnswered(channel), now)
+            request = self.apply(request, machine.CallerAnswered(channel), now)
         caller = self._directory.extension(request.caller)
-        return Target(request.callee, request.caller_context, caller, request.caller_devices[0])
+        endpoint = self._beyond.endpoint(request.monitor) if request.monitor else ""
+        return Target(request.callee, request.caller_context, caller, request.caller_devices[0], endpoint)
 
-    def _call_over(self, recall_id: str, dialstatus: str, cause: int, now: float) -> Request:
+    def call_ended(self, recall_id: str, dialstatus: str, cause: int, now: float) -> Request:
+        """The CC call of this recall is over."""
         request = self._of_recall(recall_id)
         if dialstatus != "ANSWER":
             in_use = Presence.IN_USE in map(self._levels.get, request.callee_devices)
-            return self._apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
-        done = self._apply(request, machine.CallCompleted(), now)
+            return self.apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
+        done = self.apply(request, machine.CallCompleted(), now)
         for offer in [o for o in self.book.offers_of(request.caller) if o.callee == request.callee]:
             # He has what he asked for: *30 right after it must not ring both once more.
             self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))
         for other in self._of_caller(request.callee):
             if other.callee == request.caller and other.state is State.QUEUED:
-                self._apply(other, machine.Fulfilled(request.id), now)
+                self.apply(other, machine.Fulfilled(request.id), now)
         return done
 
     def _cut_offer(self, offer: Offer, now: float) -> Offer:
@@ -488,7 +651,7 @@ class CompletionService:
         policy = self._policy(request)
         turn = machine.CALL_LIMIT
         if request.state is State.READY:
-            turn = policy.caller.cc_recall_timer + machine.RECALL_GRACE
+            turn = policy.caller.cc_recall_timer + RECALL_GRACE
         longest = max(policy.service_timer(service) for service in Service)
         return replace(
             request,

@@ -13,11 +13,9 @@ or after 1, 2, 4 ... 60 seconds.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from traceback import format_exc
 
 from fastagi.completion.book import Book
-from fastagi.completion.machine import Effect
 from fastagi.completion.ports import Clock, Store, Timer
 from fastagi.errors import Refused
 
@@ -42,9 +40,8 @@ class _Event:
 class Turns:
     """The inbox, and what carries it out.
 
-    ``settle(now)`` changes the book until nothing more follows; ``perform(effect)`` runs one that is saved,
-    ``watch()`` says what to watch from then on; ``next_due()`` is the nearest instant at which something
-    follows from time alone.
+    ``settle(now)`` changes the book until nothing more follows; ``watch()`` says what to watch once that is
+    saved; ``next_due()`` is the nearest instant at which something follows from time alone.
     """
 
     def __init__(
@@ -56,7 +53,6 @@ class Turns:
         log: Callable[[str], None],
         history: float,
         settle: Callable[[float], None],
-        perform: Callable[[Effect], None],
         watch: Callable[[], None],
         next_due: Callable[[], float | None],
     ) -> None:
@@ -66,11 +62,10 @@ class Turns:
         self._log = log
         self._history = history
         self._settle = settle
-        self._perform = perform
         self._watch = watch
         self._next_due = next_due
-        self.effects: list[Effect] = []
-        """What the events of this turn ask for, once it is saved."""
+        self.effects: list[Callable[[], None]] = []
+        """What the events of this turn want done, once it is saved."""
         self.stale = True
         """Something changed that `settle` has not seen."""
         self._inbox: list[_Event] = []
@@ -152,10 +147,7 @@ class Turns:
         self._book.keep()
         self._failures = 0
         effects, self.effects = self.effects, []
-        works: list[Callable[[], None]] = [partial(self._perform, effect) for effect in effects]
-        if settled:
-            works.append(self._watch)
-        for work in works:
+        for work in (*effects, self._watch) if settled else effects:
             try:
                 work()
             except Exception:  # the others, and the service, must go on

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from sqlite_utils import Database, Migrations
 
-from fastagi.completion.model import OPEN, Offer, Request, Service, State, devices
+from fastagi.completion.model import OPEN, Device, Offer, Request, Service, State
 from fastagi.completion.ports import Changes, LogEntry
 from fastagi.errors import FastagiError, StoreError
 from fastagi.store.schema import migrations
@@ -52,14 +52,20 @@ def _row(thing: Offer | Request, columns: list[str]) -> list[Any]:
 
 
 def _thing(kind: type[_T], row: dict[str, Any]) -> _T:
-    row["caller_devices"] = devices(row["caller_devices"])
-    row["callee_devices"] = devices(row["callee_devices"]) if row["callee_devices"] else ()
+    for name in ("caller_devices", "callee_devices"):
+        row[name] = tuple(map(Device, row[name].split("&"))) if row[name] else ()
     row["service"] = Service(row["service"]) if row["service"] else None
     if kind is Request:
         row["state"] = State(row["state"])
         for name in ("suspended", "sign_needed", "taken"):
             row[name] = bool(row[name])
     return kind(**row)
+
+
+def _kept(db: Database) -> dict[tuple[str, str], str]:
+    if "kept" not in db.table_names():  # an older version's, that serve has not opened yet
+        return {}
+    return {(row["kind"], row["key"]): row["value"] for row in db.table("kept").rows}
 
 
 @contextmanager
@@ -128,6 +134,11 @@ class Reader:
         with _in_a_sentence(self._path):
             return [_thing(Offer, row) for row in self._db.table("offers").rows_where(order_by="id")]
 
+    def kept(self) -> dict[tuple[str, str], str]:
+        """What others keep, by kind and key."""
+        with _in_a_sentence(self._path):
+            return _kept(self._db)
+
     def log(self, id: int) -> list[LogEntry]:
         """What happened to request ``id``, in order."""
         with _in_a_sentence(self._path):
@@ -186,6 +197,11 @@ class Store:
             rows = self._db.table("requests").rows_where(f"state IN ({marks})", order_by="id")
             return offers, [_thing(Request, row) for row in rows], self._last_id
 
+    def kept(self) -> dict[tuple[str, str], str]:
+        """What others keep, by kind and key; to be called before any commit."""
+        with _in_a_sentence(self._path):
+            return _kept(self._db)
+
     def commit(self, changes: Changes, done: Callable[[Exception | None], None]) -> None:
         """Write all of ``changes`` or nothing, durably, then call ``done(error or None)`` back."""
         self._jobs.put((changes, done))
@@ -232,6 +248,11 @@ class Store:
             connection.executemany(
                 _ADD_LOG, [(e.request, e.at, e.old, e.new, e.sentence) for e in changes.log]
             )
+        for key, value in changes.kept.items():
+            if value is None:
+                connection.execute("DELETE FROM kept WHERE kind = ? AND key = ?", key)
+            else:
+                connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", (*key, value.to_json()))
         if changes.prune_before is not None:
             self._save_last_id()
             for sql in _PRUNE:

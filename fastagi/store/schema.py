@@ -48,3 +48,15 @@ def tables(db: Database) -> None:
     db.table("log").create_index(["request"])
     # The highest id ever given survives the rows it was given to.
     db.table("ids").insert({"name": "last", "value": 0}, pk="name")
+
+
+@migrations()
+def trunks(db: Database) -> None:
+    for table, columns in {
+        "offers": ("agent", "monitor", "call_in", "call_out"),
+        "requests": ("agent", "monitor"),
+    }.items():
+        for column in columns:
+            db.table(table).add_column(column, str, not_null_default="")
+    # Values of the SIP side, as JSON; saved together with the requests they belong to.
+    db.table("kept").create({"kind": str, "key": str, "value": str}, pk=("kind", "key"))

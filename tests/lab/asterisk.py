@@ -5,7 +5,8 @@
     with asterisk:
         print(asterisk.cli("core show channels"))
 
-Several may run at once, each in its folder.  What is in the folder outlives a restart, as on a real machine:
+Several may run at once, each in its folder, on loopback addresses of their own if they are to be told apart by
+address.  What is in the folder outlives a restart, as on a real machine:
 registrations, the call files in the spool, the log.
 """
 
@@ -22,12 +23,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from tests.lab.install import LabError, Say, Tree
+
+Address = tuple[str, int]
 
 HOST = "127.0.0.1"
 SERVANT = "nobody", "nogroup"  # who runs Asterisk when we are root
@@ -151,32 +155,51 @@ qualify_timeout=1.0
 
 @dataclass(frozen=True)
 class Trunk:
-    """Another exchange, known by its address alone: whatever it sends is let in, unauthenticated."""
+    """Another exchange, known by its address alone: whatever it sends is let in, unauthenticated.
+
+    With an element in between, that one is let in instead, and everything for the exchange goes through it.
+    transport is udp or tcp, qualify_frequency in seconds, 0 for never.
+    """
 
     name: str
     host: str
     port: int
     context: str = "trunk"
     extra: str = ""
+    element: Address | None = None
+    transport: str = "udp"
+    qualify_frequency: float = 0
 
     def section(self) -> str:
+        over = "" if self.transport == "udp" else f"\\;transport={self.transport}"
+        way = ""
+        if self.element:
+            way = "outbound_proxy=sip:{}:{}{}\\;lr\n".format(*self.element, over)
+            way += "identify_by=ip\nrewrite_contact=no\n"
         return f"""
 [{self.name}]
 type=endpoint
 context={self.context}
-transport=lan
+transport={"lan" if self.transport == "udp" else f"lan-{self.transport}"}
 aors={self.name}
-{COMMON}{self.extra}
+{way}{COMMON}{self.extra}
 
 [{self.name}]
 type=aor
-contact=sip:{self.host}:{self.port}
+contact=sip:{self.host}:{self.port}{over}
+qualify_frequency={self.qualify_frequency:g}
+qualify_timeout=1.0
 
 [{self.name}]
 type=identify
 endpoint={self.name}
-match={self.host}:{self.port}
+match={self._match()}
 """
+
+    def _match(self) -> str:
+        host, port = self.element or (self.host, self.port)
+        # A connection comes from any port.
+        return f"{host}:{port}" if self.transport == "udp" else host
 
 
 COMMON = """\
@@ -189,12 +212,21 @@ media_address=127.0.0.1
 
 
 class Asterisk:
-    """An instance; sip_port 0 picks a free one.  Start it, talk to it, stop or kill it, start it again."""
+    """An instance; sip_port 0 picks a free one.  Start it, talk to it, stop or kill it, start it again.
 
-    def __init__(self, folder: Path, tree: Tree, sip_port: int = 0, say: Say = print) -> None:
+    host is a loopback address, any of 127.0.0.0/8; tcp: SIP over TCP too, on the same port.
+    """
+
+    modules = MODULES
+
+    def __init__(
+        self, folder: Path, tree: Tree, sip_port: int = 0, say: Say = print, host: str = HOST,
+        tcp: bool = False,
+    ) -> None:
         self.folder = folder.absolute()
         self.tree = tree
-        self.sip_address = (HOST, sip_port or free_udp_port())
+        self.tcp = tcp
+        self.sip_address = (host, sip_port or free_port(host))
         self.etc = self.folder / "etc"
         self.spool = self.folder / "spool/outgoing"
         self.spool_temp = self.folder / "spool/tmp"
@@ -208,18 +240,26 @@ class Asterisk:
 
     def configure(self, extensions: str, phones: Iterable[Phone] = (), trunks: Iterable[Trunk] = ()) -> None:
         """Write every configuration file; it counts from the next start."""
+        self._write_common(extensions)
+        sections = [phone.section() for phone in phones] + [trunk.section() for trunk in trunks]
+        self._write("pjsip.conf", "".join([self._transports(), *sections]))
+
+    def _write_common(self, extensions: str) -> None:
         for name, text in SETTINGS.items():
             self._write(name, text)
         self._write("asterisk.conf", self._asterisk_conf())
-        loads = "".join(f"load={module}.so\n" for module in MODULES.split())
+        loads = "".join(f"load={module}.so\n" for module in self.modules.split())
         self._write("modules.conf", f"[modules]\nautoload=no\n{loads}")
         music = self.tree.data_dir / "sounds/en/demo-congrats"
         self._write("musiconhold.conf", f"[default]\nmode=playlist\nentry={music}\n")
-        host, port = self.sip_address
-        transport = f"[global]\ntype=global\n\n[lan]\ntype=transport\nprotocol=udp\nbind={host}:{port}\n"
-        sections = [phone.section() for phone in phones] + [trunk.section() for trunk in trunks]
-        self._write("pjsip.conf", "".join([transport, *sections]))
         self._write("extensions.conf", extensions)
+
+    def _transports(self) -> str:
+        host, port = self.sip_address
+        text = f"[global]\ntype=global\n\n[lan]\ntype=transport\nprotocol=udp\nbind={host}:{port}\n"
+        if self.tcp:
+            text += f"\n[lan-tcp]\ntype=transport\nprotocol=tcp\nbind={host}:{port}\n"
+        return text
 
     def reload_dialplan(self, extensions: str) -> None:
         """Put another dialplan in force while calls go on."""
@@ -285,7 +325,8 @@ hideconnect=yes
         as_servant = [f"--reuid={SERVANT[0]}", f"--regid={SERVANT[1]}", "--clear-groups"] if self.user else []
         command = ["setpriv", "--pdeathsig", "KILL", *as_servant, *self._command("-f")]
         who = self.user or f"your own user, {_own_name()}"
-        self._say(f"Asterisk {self.tree.version} starts as {who}, SIP on {HOST}:{self.sip_address[1]}")
+        sip = "{}:{}".format(*self.sip_address)
+        self._say(f"Asterisk {self.tree.version} starts as {who}, SIP on {sip}")
         with (self.folder / "log/console").open("ab") as console:
             self._process = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=console, stderr=console,
@@ -297,8 +338,12 @@ hideconnect=yes
             if not self.running() or time.monotonic() > deadline:
                 self._fail("did not start")
             time.sleep(0.02)
-        if "Unable to find" in self.cli("pjsip show transport lan"):
-            self._fail(f"could not use {HOST}:{self.sip_address[1]}")
+        if not self._has_its_port():
+            self._fail(f"could not use {sip}")
+
+    def _has_its_port(self) -> bool:
+        names = ["lan", "lan-tcp"] if self.tcp else ["lan"]
+        return not any("Unable to find" in self.cli(f"pjsip show transport {name}") for name in names)
 
     def stop(self) -> None:
         """End every call and stop, as `core stop now` does."""
@@ -414,6 +459,21 @@ def _own_name() -> str:
 
 def free_udp_port() -> int:
     """A UDP port of the loopback address that nobody holds just now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    return free_port(HOST)
+
+
+def free_port(*hosts: str) -> int:
+    """A port, of UDP and of TCP, that nobody holds just now on any of these loopback addresses."""
+    for _ in range(100):
+        with ExitStack() as probes:
+            port = 0
+            try:
+                for host in hosts:
+                    for kind in socket.SOCK_DGRAM, socket.SOCK_STREAM:
+                        probe = probes.enter_context(socket.socket(socket.AF_INET, kind))
+                        probe.bind((host, port))
+                        port = int(probe.getsockname()[1])
+                return port
+            except OSError:  # free on the first, taken on another
+                continue
+    raise LabError(f"no port is free on all of {', '.join(hosts)}")

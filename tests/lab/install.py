@@ -2,6 +2,9 @@
 
 Debian's packages are fetched by apt-get with a state of its own, their signatures checked, and unpacked
 into one tree.  Its programs run through the tree's own loader and libraries, so the host's do not matter.
+
+A tree beside it holds Asterisk 16, whose chan_sip speaks call completion over a trunk by itself: the foreign PBX
+of the tests.
 """
 
 from __future__ import annotations
@@ -20,9 +23,6 @@ from pathlib import Path
 from typing import IO
 
 LAB = Path(__file__).resolve().parents[2] / ".lab"
-PACKAGES = ("asterisk", "asterisk-core-sounds-en-gsm", "sip-tester")
-SUITES = ("sid", "testing", "stable")
-MAJOR = "22."
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 STAMP = "packages"
 PROGRESS_EVERY = 2.0  # seconds between two lines while something is under way
@@ -35,6 +35,30 @@ class LabError(Exception):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a tree is made of: the first of these suites whose Asterisk is of that major version."""
+
+    folder: str
+    packages: tuple[str, ...]
+    suites: tuple[str, ...]
+    major: str
+
+    @property
+    def tree(self) -> Path:
+        return LAB / self.folder
+
+    @property
+    def apt(self) -> Path:
+        """apt's own world while this one is fetched; what an interrupted try has left in it is used again."""
+        return LAB / self.folder.replace("tree", "apt")
+
+
+SOUNDS = "asterisk-core-sounds-en-gsm"
+ASTERISK = Wanted("tree", ("asterisk", SOUNDS, "sip-tester"), ("sid", "testing", "stable"), "22.")
+ASTERISK16 = Wanted("tree16", ("asterisk", SOUNDS), ("bullseye",), "16.")
+
+
+@dataclass(frozen=True)
 class Tree:
     """An unpacked tree of packages; version is its Asterisk's, in Debian's writing without the epoch."""
 
@@ -42,12 +66,8 @@ class Tree:
     version: str
 
     @property
-    def library_dir(self) -> Path:
-        return self._loader().parent
-
-    @property
     def module_dir(self) -> Path:
-        return self.library_dir / "asterisk" / "modules"
+        return self._one("usr/lib/*/asterisk/modules", "usr/lib/asterisk/modules")
 
     @property
     def data_dir(self) -> Path:
@@ -61,58 +81,71 @@ class Tree:
         return self._run("usr/bin/sipp")
 
     def _run(self, program: str) -> list[str]:
-        return [str(self._loader()), "--library-path", str(self.library_dir), str(self.root / program)]
-
-    def _loader(self) -> Path:
         # /lib64 is a link made by a maintainer script, and those do not run here.
-        loaders = sorted(self.root.glob("usr/lib/*-linux-gnu*/ld-linux*.so.*"))
-        if not loaders:
-            raise LabError(f"{self.root} holds no loader (ld-linux): remove it and install again")
-        return loaders[0]
+        loader = self._one("usr/lib/*-linux-gnu*/ld-linux*.so.*", "lib/*-linux-gnu*/ld-linux*.so.*")
+        # Before Debian 12 /lib is no link to /usr/lib, and Asterisk keeps a library of its own in the latter.
+        triplet = loader.parent.name
+        folders = f"usr/lib/{triplet}", f"lib/{triplet}", "usr/lib"
+        libraries = ":".join(str(self.root / folder) for folder in folders)
+        return [str(loader), "--library-path", libraries, str(self.root / program)]
+
+    def _one(self, *patterns: str) -> Path:
+        found = [path for pattern in patterns for path in sorted(self.root.glob(pattern))]
+        if not found:
+            raise LabError(f"{self.root} holds no {Path(patterns[0]).name}: remove it and install again")
+        return found[0]
 
 
 def ensure_asterisk(say: Say = print) -> Tree:
     """Give the tree, and make it first where it is lacking (about 90 MB to fetch, 350 MB unpacked)."""
-    tree = _installed()
+    return _ensure(ASTERISK, say)
+
+
+def ensure_asterisk16(say: Say = print) -> Tree:
+    """Likewise the tree of Asterisk 16, with chan_sip."""
+    return _ensure(ASTERISK16, say)
+
+
+def _ensure(wanted: Wanted, say: Say) -> Tree:
+    tree = _installed(wanted)
     if tree:
         return tree
     LAB.mkdir(parents=True, exist_ok=True)
     (LAB / ".gitignore").write_text("*\n")
     with _only_one(LAB / "lock", say):
-        return _installed() or _install(say)
+        return _installed(wanted) or _install(wanted, say)
 
 
-def _installed() -> Tree | None:
+def _installed(wanted: Wanted) -> Tree | None:
     try:
-        head, *lines = (LAB / "tree" / STAMP).read_text().splitlines()
+        head, *lines = (wanted.tree / STAMP).read_text().splitlines()
     except (OSError, ValueError):
         return None
-    if head != " ".join(PACKAGES):
+    if head != " ".join(wanted.packages):
         return None  # made for another list of packages
     versions = dict(line.split(" ", 1) for line in lines)
-    return Tree(LAB / "tree", _plain(versions["asterisk"]))
+    return Tree(wanted.tree, _plain(versions["asterisk"]))
 
 
-def _install(say: Say) -> Tree:
+def _install(wanted: Wanted, say: Say) -> Tree:
     started = time.monotonic()
     _check_host()
-    apt = LAB / "apt"
-    suite, debs = _download(apt, say)
+    suite, debs = _download(wanted, say)
     say(f"Unpacking {len(debs)} packages")
     # Everything is made beside the tree and renamed at the end: a tree that is there is whole.
-    new = LAB / "tree.new"
+    new = LAB / f"{wanted.folder}.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     versions = _unpack(debs, new, say)
     _name_the_sounds(new)
     new.chmod(0o755)  # the daemon may run as another user, whatever our umask is
-    (new / STAMP).write_text("\n".join([" ".join(PACKAGES), *sorted(versions)]) + "\n")
-    shutil.rmtree(LAB / "tree", ignore_errors=True)
-    new.rename(LAB / "tree")
-    shutil.rmtree(apt, ignore_errors=True)
-    tree = _installed()
+    (new / STAMP).write_text("\n".join([" ".join(wanted.packages), *sorted(versions)]) + "\n")
+    shutil.rmtree(wanted.tree, ignore_errors=True)
+    new.rename(wanted.tree)
+    shutil.rmtree(wanted.apt, ignore_errors=True)
+    tree = _installed(wanted)
     if tree is None:
-        raise LabError(f"{LAB / 'tree'} was unpacked but cannot be read back")
+        raise LabError(f"{wanted.tree} was unpacked but cannot be read back")
     say(f"Asterisk {tree.version} from Debian {suite} is ready after {time.monotonic() - started:.0f} s")
     return tree
 
@@ -155,27 +188,27 @@ def _sources(*options: str) -> list[tuple[str, str]]:
     return found
 
 
-def _download(apt: Path, say: Say) -> tuple[str, list[Path]]:
+def _download(wanted: Wanted, say: Say) -> tuple[str, list[Path]]:
     """Fetch the packages from the first suite that has the Asterisk we want; gives its name and the files."""
     refused = []
-    for suite in SUITES:
+    for suite in wanted.suites:
         for uri in _mirrors():
-            command = _prepare_apt(apt, uri, suite)
+            command = _prepare_apt(wanted.apt, uri, suite)
             say(f"Reading Debian's list of packages ({suite})")
             try:
                 _fetch([*command, "update"], say)
-                version = _candidate(command)
+                version = _candidate(command, wanted.packages)
             except LabError as error:
                 refused.append(f"{suite}: {error}")
                 continue
-            if not version.startswith(MAJOR):
-                refused.append(f"{suite} has Asterisk {version or '(none)'}, not {MAJOR}x")
+            if not version.startswith(wanted.major):
+                refused.append(f"{suite} has Asterisk {version or '(none)'}, not {wanted.major}x")
                 continue
             say(f"Fetching Asterisk {version} ({suite}) and what it needs")
             _capture([*command, "autoclean"])  # an interrupted try may have left older versions
-            _fetch([*command, "-y", "--download-only", "install", *PACKAGES], say)
-            return suite, sorted((apt / "cache/archives").glob("*.deb"))
-    raise LabError("no Asterisk to be had; " + "; ".join(refused))
+            _fetch([*command, "-y", "--download-only", "install", *wanted.packages], say)
+            return suite, sorted((wanted.apt / "cache/archives").glob("*.deb"))
+    raise LabError(f"no Asterisk {wanted.major}x to be had; " + "; ".join(refused))
 
 
 def _prepare_apt(apt: Path, uri: str, suite: str) -> list[str]:
@@ -217,10 +250,10 @@ Debug::NoLocking "true";
     return ["apt-get", "-c", str(apt / "apt.conf")]
 
 
-def _candidate(command: list[str]) -> str:
+def _candidate(command: list[str], packages: tuple[str, ...]) -> str:
     """The version of Asterisk that would be installed, '' for none."""
     try:
-        planned = _capture([*command, "--simulate", "-y", "install", *PACKAGES])
+        planned = _capture([*command, "--simulate", "-y", "install", *packages])
     except LabError:
         return ""
     for line in planned.splitlines():
@@ -316,6 +349,7 @@ def _only_one(path: Path, say: Say) -> Iterator[IO[str]]:
 
 if __name__ == "__main__":
     try:
-        print(" ".join(ensure_asterisk().asterisk_command()))
+        for ensure in ensure_asterisk, ensure_asterisk16:
+            print(" ".join(ensure().asterisk_command()))
     except LabError as problem:
         sys.exit(f"lab: {problem}")

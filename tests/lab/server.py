@@ -51,6 +51,11 @@ class Server:
         )
 
     def start(self) -> Server:
+        self.launch()
+        return self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it without waiting: several may start at once."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 # It goes when whoever started it goes, however.
@@ -61,6 +66,9 @@ class Server:
                 stderr=subprocess.STDOUT,
                 preexec_fn=self._limit if self.limit_file_size else None,
             )
+
+    def wait_ready(self) -> Server:
+        assert self._process is not None
         end = time.monotonic() + START_TIMEOUT
         while time.monotonic() < end:
             if self._process.poll() is not None:

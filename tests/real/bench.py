@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastagi.completion.model import Offer, Request
 from fastagi.store.requests import Reader
@@ -20,6 +20,13 @@ from tests.lab.server import DIALPLAN, Server, free_tcp_port
 NAMES = {"1000": "Alice", "2000": "Bob", "3000": "Carol", "4000": "Dave"}
 QUICK = "defaults: {poll_interval: 0.1, cc_recall_timer: 5, cc_retry_timer: 1}\n"
 
+# What a call's variables were at its end: asks() reads this line.
+SEEN = (
+    "Verbose(1,site-h ${CHANNEL} dial=${DIALSTATUS} offered=${CC_OFFERED}/${CC_REASON}"
+    " request=${CC_REQUEST_RESULT}/${CC_REQUEST_REASON} cancel=${CC_CANCEL_RESULT}/${CC_CANCEL_REASON}"
+    " pending=${CC_PENDING}/${CC_PENDING_LIST})"
+)
+
 # What a site writes, and what shows a test how its calls went.
 SITE = """\
 [general]
@@ -30,9 +37,7 @@ CC_AGI=agi://127.0.0.1:{port}
 [phones]
 include => cc-features
 include => site
-exten => h,1,Verbose(1,site-h ${{CHANNEL}} dial=${{DIALSTATUS}} offered=${{CC_OFFERED}}/${{CC_REASON}} \
-request=${{CC_REQUEST_RESULT}}/${{CC_REQUEST_REASON}} cancel=${{CC_CANCEL_RESULT}}/${{CC_CANCEL_REASON}} \
-pending=${{CC_PENDING}}/${{CC_PENDING_LIST}})
+exten => h,1,{seen}
 
 [site]
 exten => _[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}},{ring}))
@@ -81,66 +86,16 @@ exten => _X!,1,Gosub(cc-dial,s,1(PJSIP/2000,5))
 """
 
 
-class Bench:
-    """Phones 1000 to 4000 on one Asterisk, and the server beside it."""
+class Words:
+    """What a test is written in; the phones may be those of one PBX or of several."""
 
-    def __init__(self, folder: Path, tree: Tree) -> None:
-        self.folder = folder
-        self.asterisk = Asterisk(folder / "asterisk", tree, say=lambda line: None)
-        self.port = free_tcp_port()
-        self.trunk_port = free_tcp_port()
-        self.configure()
-        self.server = Server(folder / "fastagi", self.asterisk, QUICK, port=self.port)
-        self.phones: dict[str, Phone] = {}
-        self._extra: list[Phone] = []
-        self._mark = 0
+    phones: dict[str, Phone]
 
-    def dialplan(self, ring: int = 20, more: str = "") -> str:
-        return SITE.format(
-            port=self.port, dialplan=DIALPLAN, ring=ring, trunk=self.trunk_port, nowhere=9, more=more
-        )
+    def pbx_of(self, number: str) -> Pbx:
+        raise NotImplementedError
 
-    def configure(self) -> None:
-        phones = [Endpoint(number, name) for number, name in NAMES.items()]
-        phones.append(Endpoint("4500", ""))  # without callerid=
-        self.asterisk.configure(self.dialplan(), phones, [Trunk("trunk", "127.0.0.1", self.trunk_port)])
-
-    # Before and after each test
-
-    def fresh(self, config: str = QUICK) -> None:
-        """Nothing recorded, nothing pending, all phones registered and idle."""
-        self.clear()
-        for path in self.server.folder.glob("fastagi.db*"):
-            path.unlink()
-        self.server.log.unlink(missing_ok=True)
-        self.server.configure(config)
-        self.server.start()
-        for number, name in NAMES.items():
-            self.phones[number] = Phone(number, self.asterisk.sip_address, name=name).start()
-            self.phones[number].register()
-        self.asterisk.reload_dialplan(self.dialplan())
-        self._mark = len(self.asterisk.log_lines())
-
-    def clear(self) -> None:
-        for phone in (*self.phones.values(), *self._extra):
-            phone.close()
-        self._extra.clear()
-        self.phones.clear()
-        self.server.stop()
-        self.until(lambda: not self.asterisk.channels(), "all channels are gone", 10)
-
-    def reconfigure(self, config: str) -> None:
-        self.server.stop()
-        self.server.configure(config)
-        self.server.start()
-
-    def another(self, number: str, **options: Any) -> Phone:
-        """One more phone, not registered yet."""
-        phone = Phone(number, self.asterisk.sip_address, **options).start()
-        self._extra.append(phone)
-        return phone
-
-    # Words
+    def evidence(self) -> str:
+        raise NotImplementedError
 
     def until(self, true: Callable[[], object], what: str, timeout: float = 5.0) -> None:
         end = time.monotonic() + timeout
@@ -148,10 +103,6 @@ class Bench:
             if time.monotonic() > end:
                 raise AssertionError(f"not within {timeout} s: {what}\n{self.evidence()}")
             time.sleep(0.02)
-
-    def site_lines(self, text: str) -> list[str]:
-        """Lines of Asterisk's log since this test began."""
-        return [line for line in self.asterisk.log_lines()[self._mark :] if text in line]
 
     def talk(self, one: str, other: str) -> Call:
         """``one`` calls ``other`` and they talk; answers one's call. Whoever else calls them meets busy."""
@@ -177,13 +128,14 @@ class Bench:
 
     def asks(self, caller: str, code: str = "*30") -> str:
         """Dials a code, listens until it is said and done: ``RESULT/REASON`` of what the site's h saw."""
-        count = len(self.site_lines("site-h"))
+        pbx = self.pbx_of(caller)
+        count = len(pbx.site_lines("site-h"))
         call = self.phones[caller].dial(code).wait_answered()
         call.wait_ended(10)
-        self.until(lambda: len(self.site_lines("site-h")) > count, f"the site's h after {code}")
+        self.until(lambda: len(pbx.site_lines("site-h")) > count, f"the site's h after {code}")
         key = {"*30": "request", "*31": "cancel", "*32": "pending"}[code[:3]]
-        found = re.search(rf"{key}=(\S*)", self.site_lines("site-h")[-1])
-        assert found, self.site_lines("site-h")
+        found = re.search(rf"{key}=(\S*)", pbx.site_lines("site-h")[-1])
+        assert found, pbx.site_lines("site-h")
         return found[1]
 
     def busy_and_asked(self, caller: str = "1000", callee: str = "2000", other: str = "3000") -> Call:
@@ -209,6 +161,121 @@ class Bench:
         call.wait_answered()
         return call
 
+    def device(self, number: str) -> str:
+        """Asterisk's own word for this phone's state."""
+        pbx = self.pbx_of(number)
+        return pbx.asterisk.cli(f"dialplan eval function DEVICE_STATE({pbx.technology}/{number})")
+
+    def quiet(self, number: str, seconds: float) -> None:
+        """This phone is not called in that time."""
+        self.phones[number].no_call(seconds)
+
+
+class Pbx(Words):
+    """One Asterisk and its phones; names: those of its phones, by number."""
+
+    technology = "PJSIP"
+
+    def __init__(self, asterisk: Asterisk, names: Mapping[str, str]) -> None:
+        self.asterisk = asterisk
+        self.names = names
+        self.phones: dict[str, Phone] = {}
+        self._extra: list[Phone] = []
+        self._mark = 0
+
+    def pbx_of(self, number: str) -> Pbx:
+        return self
+
+    def ready(self) -> None:
+        """All phones registered and idle; the log counts from here."""
+        for number, name in self.names.items():
+            self.phones[number] = Phone(number, self.asterisk.sip_address, name=name).start()
+            self.phones[number].register()
+        self._mark = len(self.asterisk.log_lines())
+
+    def clear(self) -> None:
+        self.close_phones()
+        self.until(lambda: not self.asterisk.channels(), "all channels are gone", 10)
+
+    def close_phones(self, *, abruptly: bool = False) -> None:
+        for phone in (*self.phones.values(), *self._extra):
+            phone.close(abruptly=abruptly)
+        self._extra.clear()
+        self.phones.clear()
+
+    def another(self, number: str, **options: Any) -> Phone:
+        """One more phone, not registered yet."""
+        phone = Phone(number, self.asterisk.sip_address, **options).start()
+        self._extra.append(phone)
+        return phone
+
+    def site_lines(self, text: str) -> list[str]:
+        """Lines of Asterisk's log since this test began."""
+        return [line for line in self.asterisk.log_lines()[self._mark :] if text in line]
+
+    def played(self) -> list[str]:
+        """The prompts that were played since this test began."""
+        return re.findall(r"Playing '([^'.]+)", "\n".join(self.site_lines("Playing '")))
+
+    def evidence(self) -> str:
+        return "\n".join(["channels:", *self.asterisk.channels()])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        with self.asterisk:
+            try:
+                yield self
+            finally:
+                self.close()
+
+    def close(self) -> None:
+        self.close_phones(abruptly=True)
+
+
+class Site(Pbx):
+    """A PBX with the fastagi server beside it."""
+
+    def __init__(self, folder: Path, asterisk: Asterisk, names: Mapping[str, str]) -> None:
+        super().__init__(asterisk, names)
+        self.folder = folder
+        self.port = free_tcp_port()
+        self.server = Server(folder / "fastagi", asterisk, QUICK, port=self.port)
+
+    def dialplan(self) -> str:
+        raise NotImplementedError
+
+    # Before and after each test
+
+    def fresh(self, config: str = QUICK) -> None:
+        """Nothing recorded, nothing pending, all phones registered and idle."""
+        self.clear()
+        self.launch(config)
+        self.server.wait_ready()
+        self.ready()
+
+    def launch(self, config: str = QUICK) -> None:
+        for path in self.server.folder.glob("fastagi.db*"):
+            path.unlink()
+        self.server.log.unlink(missing_ok=True)
+        self.server.configure(config)
+        self.server.launch()
+
+    def ready(self) -> None:
+        self.asterisk.reload_dialplan(self.dialplan())
+        super().ready()
+
+    def clear(self) -> None:
+        self.close_phones()
+        self.server.stop()
+        super().clear()
+
+    def reconfigure(self, config: str) -> None:
+        self.server.stop()
+        self.server.configure(config)
+        self.server.start()
+
+    # What the server knows
+
     def ended(self, reason: str, timeout: float = 5.0) -> Request:
         """The latest request to end, once it has ended for ``reason``."""
 
@@ -223,28 +290,35 @@ class Bench:
         """The failed calls on record."""
         return Reader(self.server.store).offers()
 
-    def device(self, number: str) -> str:
-        """Asterisk's own word for this phone's state."""
-        return self.asterisk.cli(f"dialplan eval function DEVICE_STATE(PJSIP/{number})")
-
-    def played(self) -> list[str]:
-        """The prompts that were played since this test began."""
-        return re.findall(r"Playing '([^'.]+)", "\n".join(self.site_lines("Playing '")))
-
-    def quiet(self, number: str, seconds: float) -> None:
-        """This phone is not called in that time."""
-        self.phones[number].no_call(seconds)
-
     def evidence(self) -> str:
         lines = self.server.log_lines()[-30:] if self.server.log.exists() else []
-        return "\n".join(["the server's log:", *lines, "channels:", *self.asterisk.channels()])
+        return "\n".join(["the server's log:", *lines, super().evidence()])
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Bench]:
-        with self.asterisk:
-            try:
-                yield self
-            finally:
-                for phone in (*self.phones.values(), *self._extra):
-                    phone.close(abruptly=True)
-                self.server.kill()
+    def close(self) -> None:
+        super().close()
+        self.server.kill()
+
+
+class Bench(Site):
+    """Phones 1000 to 4000 on one Asterisk, and the server beside it."""
+
+    def __init__(self, folder: Path, tree: Tree) -> None:
+        super().__init__(folder, Asterisk(folder / "asterisk", tree, say=lambda line: None), NAMES)
+        self.trunk_port = free_tcp_port()
+        self.configure()
+
+    def dialplan(self, ring: int = 20, more: str = "") -> str:
+        return SITE.format(
+            port=self.port,
+            dialplan=DIALPLAN,
+            ring=ring,
+            trunk=self.trunk_port,
+            nowhere=9,
+            more=more,
+            seen=SEEN,
+        )
+
+    def configure(self) -> None:
+        phones = [Endpoint(number, name) for number, name in NAMES.items()]
+        phones.append(Endpoint("4500", ""))  # without callerid=
+        self.asterisk.configure(self.dialplan(), phones, [Trunk("trunk", "127.0.0.1", self.trunk_port)])

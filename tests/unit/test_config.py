@@ -4,18 +4,21 @@ Beside this file, configs/ has one broken file for each message; its lines ``#! 
 """
 
 import random
+import socket
+import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from fastagi import config
+from fastagi import check, config, control
 from fastagi.completion.model import Device, Extension, Limits, Number, Settings
-from fastagi.config import Config, load
+from fastagi.config import Config, load, resolved
 from fastagi.directory import Directory, Pattern
 from fastagi.errors import ConfigError
+from fastagi.sip.trunk import Address, Side, Trunk
 
 Read = Callable[[str | bytes], Config]
 Faults = Callable[[str | bytes], list[str]]
@@ -62,7 +65,7 @@ def test_a_broken_file_is_told_in_these_sentences(path: Path) -> None:
 
 
 def test_the_broken_files_are_there() -> None:
-    assert len(BROKEN) >= 70
+    assert len(BROKEN) >= 115
     assert {"all_at_once", "timer_is_text", "yaml_laughs"} <= {path.stem for path in BROKEN}
 
 
@@ -70,7 +73,7 @@ def test_all_faults_are_told_at_once_in_the_order_of_their_lines(faults: Faults)
     text = """\
 defaults:
   cc_offer_timer: 0
-trunks: {}
+trunks: here
 extensions:
   "1000":
     cc_offer_timer: soon
@@ -140,6 +143,7 @@ def documented(found: Config) -> None:
     assert found.control == Path("/var/lib/fastagi/fastagi.sock")
     assert found.limits == Limits()
     assert found.directory.extension(Number("1000")) == Extension(Number("1000"), Settings())
+    assert found.trunks == ()
 
 
 def test_without_a_file_the_documented_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +173,7 @@ def test_the_default_path() -> None:
         "---\n",
         "{}",
         "\ufeff# with a byte order mark\n",
-        "fastagi:\nasterisk:\ndefaults:\n  # cc_offer_timer: 30\nextensions:\n",
+        "fastagi:\nasterisk:\ndefaults:\n  # cc_offer_timer: 30\nextensions:\ntrunks:\n",
     ],
 )
 def test_a_file_that_says_nothing_means_the_documented_defaults(read: Read, text: str) -> None:
@@ -190,6 +194,8 @@ defaults: {cc_offer_timer: 20, poll_interval: 0.5}
 extensions:
   "1000": {name: Reception, device: PJSIP/1000, dialstring: PJSIP/1000, cc_offer_timer: 60}
   "_2XXX": {ccbs_available_timer: 1200, cc_monitor_policy: never}
+trunks:
+  mxone: {listen: "udp:0.0.0.0:5070", peer: ["192.0.2.10:5060"], asterisk: "127.0.0.1:5060", endpoint: mxone}
 """)
     assert found.directory.extension(Number("1000")) == Extension(
         Number("1000"), Settings(cc_offer_timer=60), "Reception", (Device("PJSIP/1000"),), "PJSIP/1000"
@@ -199,6 +205,7 @@ extensions:
     )
     assert found.directory.extension(Number("3000")) == Extension(Number("3000"), Settings())
     assert found.listen_port == 4573
+    assert [trunk.name for trunk in found.trunks] == ["mxone"]
 
 
 # ----------------------------------------------------------------------------------------------- the values
@@ -763,3 +770,568 @@ def test_a_number_is_matched_once_and_the_memory_of_it_is_bounded(monkeypatch: p
         assert directory.extension(Number(str(number))).number == str(number)
     again = directory.extension(Number("100"))
     assert again == first and again is not first
+
+
+# ---------------------------------------------------------------------------------------------------- trunks
+
+OURS = Address("192.0.2.1", 5070)
+THEIRS = Address("192.0.2.10", 5060)
+LEAST = {"listen": "udp:192.0.2.1:5070", "peer": '["192.0.2.10:5060"]'}
+
+
+def trunk(name: str = "mxone", **keys: str) -> str:
+    """One entry of ``trunks:``, each key in a line of its own."""
+    lines = [f"    {key}: {value}\n" for key, value in (LEAST | keys).items()]
+    return f"  {name}:\n" + "".join(lines)
+
+
+def trunks(*entries: str) -> str:
+    return "trunks:\n" + "".join(entries)
+
+
+def test_the_least_that_a_trunk_must_say(read: Read) -> None:
+    [found] = read(trunks(trunk())).trunks
+    assert found == Trunk(
+        name="mxone",
+        transport="udp",
+        listen=OURS,
+        peer=(THEIRS,),
+        asterisk=Address("127.0.0.1", 5060),
+        endpoint="mxone",
+        towards_peer=OURS,
+        towards_asterisk=OURS,
+        allow=(),
+        subscribe_from="caller",
+        retention=True,
+        call_info=True,
+        recall_timer=20,
+    )
+
+
+def test_all_that_a_trunk_can_say(read: Read) -> None:
+    keys = {
+        "listen": "tcp:192.0.2.1:5071",
+        "peer": '["192.0.2.10:5060", "192.0.2.11:5062"]',
+        "asterisk": "127.0.0.3:5062",
+        "endpoint": "to-mxone",
+        "public": "198.51.100.1:5072",
+        "allow": "[192.0.2.12, 203.0.113.0/24]",
+        "subscribe_from": "sip:pbx@192.0.2.1",
+        "call_info": "no",
+        "retention": "no",
+        "cc_recall_timer": "30.5",
+    }
+    assert keys.keys() == config._Trunk.model_fields.keys()
+    [found] = read(trunks(trunk(**keys))).trunks
+    assert found == Trunk(
+        name="mxone",
+        transport="tcp",
+        listen=Address("192.0.2.1", 5071),
+        peer=(THEIRS, Address("192.0.2.11", 5062)),
+        asterisk=Address("127.0.0.3", 5062),
+        endpoint="to-mxone",
+        towards_peer=Address("198.51.100.1", 5072),
+        towards_asterisk=Address("192.0.2.1", 5071),
+        allow=(ip_network("192.0.2.12"), ip_network("203.0.113.0/24")),
+        subscribe_from="sip:pbx@192.0.2.1",
+        retention=False,
+        call_info=False,
+        recall_timer=30.5,
+    )
+
+
+def test_what_is_not_said_of_a_trunk_is_as_the_trunk_itself_has_it(read: Read) -> None:
+    [found] = read(trunks(trunk())).trunks
+    least = Trunk("mxone", "udp", OURS, (THEIRS,), found.asterisk, "mxone", OURS, OURS)
+    assert found == least
+
+
+def test_trunks_keep_their_order(read: Read) -> None:
+    names = ["z", "a", "m"]
+    entries = [trunk(name, listen=f"udp:192.0.2.1:{5070 + i}") for i, name in enumerate(names)]
+    assert [found.name for found in read(trunks(*entries)).trunks] == names
+
+
+@pytest.mark.parametrize("name", ["m", "MX-one_2.a", "_", "-", "m" * 40, "'m'"])
+def test_names_of_trunks(read: Read, name: str) -> None:
+    assert [found.name for found in read(trunks(trunk(name))).trunks] == [name.strip("'")]
+
+
+@pytest.mark.parametrize(
+    "name", ["''", "m" * 41, "mx one", "mx@one", "mx/one", "mx:one", "é", "'m '", '"m\\n"', "~a"]
+)
+def test_names_of_trunks_refuse(faults: Faults, name: str) -> None:
+    [fault] = faults(trunks(trunk(name, endpoint="mxone")))
+    assert fault.startswith("fastagi.yaml, line 2: trunks / ") and " is no name of a trunk: " in fault
+
+
+@pytest.mark.parametrize(
+    ("listen", "transport", "host", "port"),
+    [
+        ("udp:192.0.2.1:5070", "udp", "192.0.2.1", 5070),
+        ("tcp:192.0.2.1:1", "tcp", "192.0.2.1", 1),
+        ("'udp:192.0.2.1:65535'", "udp", "192.0.2.1", 65535),
+        ("udp:0.0.0.0:5070", "udp", "0.0.0.0", 5070),
+    ],
+)
+def test_where_a_trunk_listens(read: Read, listen: str, transport: str, host: str, port: int) -> None:
+    [found] = read(trunks(trunk(listen=listen))).trunks
+    assert (found.transport, found.listen) == (transport, Address(host, port))
+    assert found.towards_peer == found.towards_asterisk == found.listen
+
+
+@pytest.mark.parametrize("listen", ["udp:[2001:DB8:0::1]:5070", "'tcp:[2001:db8::1]:5070'", "udp:[::]:5070"])
+def test_where_a_trunk_listens_with_ipv6(read: Read, listen: str) -> None:
+    """Asterisk is then expected at the loopback of that family."""
+    [found] = read(trunks(trunk(listen=listen, peer='["[2001:db8::10]:5060"]'))).trunks
+    assert found.listen == Address("::" if "[::]" in listen else "2001:db8::1", 5070)
+    assert found.asterisk == Address("::1", 5060)
+
+
+@pytest.mark.parametrize(
+    "listen",
+    [
+        "udp",
+        "'udp:'",
+        "5070",
+        "192.0.2.1:5070",
+        "UDP:192.0.2.1:5070",
+        "tls:192.0.2.1:5070",
+        "udp/192.0.2.1:5070",
+        "'udp: 192.0.2.1:5070'",
+        "udp:192.0.2.1:0",
+        "udp:192.0.2.1:65536",
+        "udp:192.0.2.1",
+        "udp:localhost:5070",
+        "udp:2001:db8::1:5070",
+        "udp:[192.0.2.1]:5070",
+        "udp:[fe80::1%eth0]:5070",
+        "udp:[::ffff:192.0.2.1]:5070",
+        "udp:224.0.1.75:5060",
+        "udp:[ff02::1]:5060",
+        "[udp, 192.0.2.1, 5070]",
+        '"udp:192.0.2.1:5070\\n"',
+        "",
+    ],
+)
+def test_where_a_trunk_cannot_listen(faults: Faults, listen: str) -> None:
+    [fault] = faults(trunks(trunk(listen=listen)))
+    assert fault.startswith('fastagi.yaml, line 3: trunks / "mxone" / listen is ')
+    assert ": udp: or tcp:, an IP address and a port from 1 to 65535, as " in fault
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "5060", "192.0.2.10", "192.0.2.10:0", "mxone:5060", "0.0.0.0:5060", "'[::]:5060'", "239.0.0.1:5060"]
+    + [
+        "'[::ffff:192.0.2.10]:5060'",
+        "udp:192.0.2.10:5060",
+        "sip:192.0.2.10:5060",
+        "{}",
+        "'192.0.2.10:5060 '",
+    ],
+)
+@pytest.mark.parametrize("key", ["peer", "asterisk", "public"])
+def test_addresses_refuse(faults: Faults, key: str, address: str) -> None:
+    value = f'["192.0.2.11:5060", {address or "~"}]' if key == "peer" else address
+    [fault] = faults(trunks(trunk(**{key: value})))
+    line, item = (4, " / item 2") if key == "peer" else (5, "")
+    assert fault.startswith(f'fastagi.yaml, line {line}: trunks / "mxone" / {key}{item} is ')
+    assert "the IP address of one machine and a port from 1 to 65535, as " in fault
+
+
+def test_there_are_1_to_8_peers(read: Read, faults: Faults) -> None:
+    eight = [f'"192.0.2.{host}:5060"' for host in range(10, 18)]
+    [found] = read(trunks(trunk(peer=f"[{', '.join(eight)}]"))).trunks
+    assert [f'"{peer}"' for peer in found.peer] == eight
+    for peers in ("[]", "", f"[{', '.join([*eight, eight[0]])}]"):
+        [fault] = faults(trunks(trunk(peer=peers)))
+        assert fault.startswith('fastagi.yaml, line 4: trunks / "mxone" / peer is ')
+
+
+@pytest.mark.parametrize("endpoint", ["a", "mx.one_2-b+c", "1000a", "_X", "e" * 80])
+def test_endpoints(read: Read, endpoint: str) -> None:
+    [found] = read(trunks(trunk(endpoint=endpoint))).trunks
+    assert found.endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["''", "", "a b", "PJSIP/a", "a&b", "a@b", "é", "e" * 81, '"a\\n"', "[a]"]
+)
+def test_endpoints_refuse(faults: Faults, endpoint: str) -> None:
+    [fault] = faults(trunks(trunk(endpoint=endpoint)))
+    assert fault.startswith('fastagi.yaml, line 5: trunks / "mxone" / endpoint is ')
+    assert ": the name of a PJSIP endpoint, 1 to 80 " in fault
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["caller", "sip:pbx@192.0.2.1", "SIP:192.0.2.1:5070", "'sip:pbx@[2001:db8::1]:5070;transport=tcp'"]
+    + ["sip:+4930@a.example;user=phone", "sip:cc_1;2@a.example", "sip:a%20b@c", f"sip:{'x' * 392}@c.d"],
+)
+def test_who_subscribes(read: Read, uri: str) -> None:
+    [found] = read(trunks(trunk(subscribe_from=uri))).trunks
+    assert found.subscribe_from == uri.strip("'")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "''",
+        "Caller",
+        "pbx",
+        "pbx@192.0.2.1",
+        "sips:pbx@c",
+        "tel:+4930",
+        "http://c",
+        "'sip:'",
+        "'sip:pbx@'",
+    ]
+    + [
+        "<sip:pbx@c>",
+        "sip:pbx@c>",
+        "'\"PBX\" <sip:pbx@c>'",
+        "'sip:\"pbx\"@c'",
+        "sip:p bx@c",
+        "sip:pbx@c:65536",
+    ]
+    + [
+        '"sip:pbx@c\\r\\nX: y"',
+        '"sip:pbx@c\\0"',
+        '"sip:pbx@c\\x7f"',
+        '"sip:pbx@c\\t"',
+        "sip:é@c",
+        "sip:pbx@é",
+    ]
+    + ["sip:pbx@c?Subject=x", "[sip:pbx@c]", f"sip:{'x' * 393}@c.d", '"sip:pbx@c\\u202e"'],
+)
+def test_who_cannot_subscribe(faults: Faults, uri: str) -> None:
+    [fault] = faults(trunks(trunk(subscribe_from=uri)))
+    assert fault.startswith('fastagi.yaml, line 5: trunks / "mxone" / subscribe_from is ')
+    assert ": caller, or a sip: URI of at most 400 " in fault and fault.isprintable()
+
+
+@pytest.mark.parametrize("key", ["call_info", "retention"])
+def test_yes_and_no(read: Read, faults: Faults, key: str) -> None:
+    for value, meant in (("yes", True), ("true", True), ("no", False), ("false", False)):
+        [found] = read(trunks(trunk(**{key: value}))).trunks
+        assert getattr(found, key) is meant
+    for value in ("", "1", "0", "on", "Yes", "never", "[yes]", "''"):
+        [fault] = faults(trunks(trunk(**{key: value})))
+        assert fault.startswith(f'fastagi.yaml, line 5: trunks / "mxone" / {key} is ')
+        assert fault.endswith(": yes or no is allowed")
+
+
+def test_the_recall_timer_of_a_trunk(read: Read, faults: Faults) -> None:
+    for value in ("10", "10.5", "60"):
+        assert read(trunks(trunk(cc_recall_timer=value))).trunks[0].recall_timer == float(value)
+    for value in ("9.99", "60.01", "0", "-20", "soon", "'20'", "", ".inf", "020"):
+        [fault] = faults(trunks(trunk(cc_recall_timer=value)))
+        assert fault.startswith('fastagi.yaml, line 5: trunks / "mxone" / cc_recall_timer is ')
+        assert fault.endswith(": a number of seconds from 10 to 60 is allowed")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "free"),
+    [
+        ("udp:192.0.2.1:5070", "udp:192.0.2.1:5070", False),
+        ("udp:192.0.2.1:5070", "udp:192.0.2.1:5071", True),
+        ("udp:192.0.2.1:5070", "tcp:192.0.2.1:5070", True),
+        ("udp:192.0.2.1:5070", "udp:192.0.2.2:5070", True),
+        ("udp:192.0.2.1:5070", "udp:0.0.0.0:5070", False),
+        ("udp:0.0.0.0:5070", "udp:192.0.2.1:5070", False),
+        ("udp:0.0.0.0:5070", "udp:0.0.0.0:5070", False),
+        ("udp:0.0.0.0:5070", "udp:0.0.0.0:5071", True),
+        ("udp:0.0.0.0:5070", "tcp:0.0.0.0:5070", True),
+        ("udp:0.0.0.0:5070", "udp:[::]:5070", False),
+        ("udp:[::]:5070", "udp:0.0.0.0:5070", False),
+        ("udp:[::]:5070", "udp:192.0.2.1:5070", False),
+        ("udp:[2001:db8::1]:5070", "udp:0.0.0.0:5070", True),
+        ("udp:0.0.0.0:5070", "udp:[2001:db8::1]:5070", True),
+        ("udp:[2001:db8::1]:5070", "udp:[2001:DB8::0:1]:5070", False),
+        ("udp:[::]:5070", "udp:[2001:db8::1]:5070", False),
+    ],
+)
+def test_two_trunks_listen_at_two_places(
+    read: Read, faults: Faults, first: str, second: str, free: bool
+) -> None:
+    def one(name: str, listen: str) -> str:
+        peer = "[2001:db8::10]:5060" if "[" in listen else "192.0.2.10:5060"
+        return trunk(name, listen=listen, peer=f'["{peer}"]')
+
+    text = trunks(one("a", first), one("b", second))
+    if free:
+        assert len(read(text).trunks) == 2
+    else:
+        [fault] = faults(text)
+        assert fault.startswith('fastagi.yaml, line 6: trunks / "b" / listen is ')
+        assert fault.endswith(', which "a" in line 3 takes: another address or port is allowed')
+
+
+@pytest.mark.parametrize(
+    "server", ["", "fastagi: {listen: 0.0.0.0:5070}\n", "fastagi: {listen: '[::]:5070'}\n"]
+)
+def test_a_trunk_does_not_listen_where_the_server_does(read: Read, faults: Faults, server: str) -> None:
+    port = 5070 if server else 4573
+    text = server + trunks(trunk(listen=f"tcp:127.0.0.1:{port}", asterisk="127.0.0.2:5060"))
+    [fault] = faults(text)
+    assert ", which fastagi / listen takes: another address or port is allowed" in fault
+    assert len(read(text.replace("tcp:", "udp:")).trunks) == 1
+
+
+def test_two_trunks_may_have_one_peer(read: Read) -> None:
+    found = read(trunks(trunk("a"), trunk("b", listen="udp:192.0.2.1:5071"))).trunks
+    assert found[0].peer == found[1].peer
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [
+        (trunk("a", endpoint="pbx"), trunk("b", listen="udp:192.0.2.1:5071", endpoint="pbx"), 9),
+        (trunk("a", endpoint="b"), trunk("b", listen="udp:192.0.2.1:5071"), 6),
+        (trunk("a"), trunk("b", listen="udp:192.0.2.1:5071", endpoint="a"), 8),
+    ],
+)
+def test_each_trunk_has_its_own_endpoint(faults: Faults, first: str, second: str, line: int) -> None:
+    [fault] = faults(trunks(first, second))
+    assert fault.startswith(f'fastagi.yaml, line {line}: trunks / "b" / endpoint is ')
+    assert ', as that of "a" in line ' in fault
+
+
+@pytest.mark.parametrize("key", ["1000", "_2XXX"])
+@pytest.mark.parametrize("endpoint", [{}, {"endpoint": "mxone"}])
+def test_an_endpoint_is_a_phones_or_a_trunks(faults: Faults, key: str, endpoint: dict[str, str]) -> None:
+    text = trunks(trunk(**endpoint)) + f"extensions:\n  '{key}': {{device: PJSIP/desk&PJSIP/mxone}}\n"
+    [fault] = faults(text)
+    of = f'the device of extensions / "{key}" in line {6 + len(endpoint)}'
+    assert f"trunks / \"mxone\" / endpoint is 'mxone', {of}: " in fault
+
+
+@pytest.mark.parametrize("number", ["1000", "+49301234", "0", "9" * 40])
+def test_a_number_is_no_endpoint_of_a_trunk(faults: Faults, number: str) -> None:
+    """`Directory.of_device` takes whoever calls from PJSIP/1000 for 1000."""
+    [fault] = faults(trunks(trunk(endpoint=number)))
+    assert "which means the phone of that number: a name with letters is allowed" in fault
+
+
+def test_a_trunk_called_as_a_number_needs_an_endpoint(read: Read, faults: Faults) -> None:
+    assert faults(trunks(trunk("1000")))[0].startswith(
+        'fastagi.yaml, line 2: trunks / "1000" / endpoint is 1000'
+    )
+    assert read(trunks(trunk("1000", endpoint="pbx"))).trunks[0].name == "1000"
+
+
+@pytest.mark.parametrize(
+    ("keys", "where", "which"),
+    [
+        ({"asterisk": "192.0.2.1:5070"}, "asterisk", "listen"),
+        ({"peer": '["192.0.2.1:5070"]'}, "peer / item 1", "listen"),
+        ({"public": "192.0.2.10:5060"}, "peer / item 1", "public"),
+        ({"asterisk": "192.0.2.2:5060", "public": "192.0.2.2:5060"}, "asterisk", "public"),
+        ({"listen": "udp:0.0.0.0:5060"}, "asterisk", "listen"),
+        ({"listen": "udp:0.0.0.0:5070", "peer": '["127.0.0.9:5070"]'}, "peer / item 1", "listen"),
+    ],
+)
+def test_what_is_ours_is_nobody_elses(faults: Faults, keys: dict[str, str], where: str, which: str) -> None:
+    [fault] = faults(trunks(trunk(**keys)))
+    assert f'trunks / "mxone" / {where} is ' in fault
+    assert fault.endswith(f", which is our own ({which}): another address or port is allowed")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"asterisk": "192.0.2.1:5060"},
+        {"peer": '["192.0.2.1:5060"]'},
+        {"public": "192.0.2.1:5070"},
+        {"public": "192.0.2.1:5060"},
+        {"listen": "udp:0.0.0.0:5060", "asterisk": "192.0.2.2:5060"},
+        {"asterisk": "192.0.2.10:5061"},
+        {"allow": "[127.0.0.0/8]"},
+        {"allow": "[192.0.2.0/24, '2001:db8::/32']"},
+        {"allow": "[]"},
+        {"listen": "tcp:192.0.2.1:5070", "asterisk": "192.0.2.1:5060"},
+        {"listen": "tcp:192.0.2.1:5070", "allow": "[192.0.2.0/24]"},
+        {"peer": '["192.0.2.10:5060", "192.0.2.10:5060"]'},
+    ],
+)
+def test_addresses_that_can_be_told_apart(read: Read, keys: dict[str, str]) -> None:
+    [found] = read(trunks(trunk(**keys))).trunks
+    assert found.side(found.asterisk) is Side.ASTERISK
+    assert {found.side(peer) for peer in found.peer} == {Side.PEER}
+    assert found.transport == "tcp" or found.side(found.listen) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"asterisk": "192.0.2.10:5060"}, "a peer's address too"),
+        ({"peer": '["192.0.2.10:5060", "127.0.0.1:5060"]'}, "a peer's address too"),
+        ({"listen": "tcp:192.0.2.1:5070", "asterisk": "192.0.2.10:5060"}, "a peer's address too"),
+        (
+            {"listen": "tcp:192.0.2.1:5070", "asterisk": "192.0.2.10:5061"},
+            "and a peer has that IP address too",
+        ),
+        ({"listen": "tcp:192.0.2.1:5070", "allow": "[127.0.0.1]"}, "and allow has that IP address too"),
+        (
+            {"listen": "tcp:192.0.2.1:5070", "allow": "[192.0.2.0/24, 0.0.0.0/0]"},
+            "and allow has that IP address too",
+        ),
+    ],
+)
+def test_asterisk_and_the_peer_are_two(faults: Faults, keys: dict[str, str], why: str) -> None:
+    [fault] = faults(trunks(trunk(**keys)))
+    assert 'trunks / "mxone" / asterisk is ' in fault and f"', {why}: " in fault
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("asterisk", "'[::1]:5060'"), ("peer", '["[2001:db8::10]:5060"]'), ("public", "'[2001:db8::1]:5070'")],
+)
+def test_addresses_are_of_one_family(faults: Faults, key: str, value: str) -> None:
+    [fault] = faults(trunks(trunk(**{key: value})))
+    assert fault.endswith(", but listen is of IPv4: an IPv4 address is allowed")
+    ipv6 = {"listen": "udp:[2001:db8::1]:5070", "peer": "[]"}
+    found = faults(
+        trunks(trunk(**{**ipv6, key: '["192.0.2.10:5060"]' if key == "peer" else "192.0.2.3:5060"}))
+    )
+    assert sum(fault.endswith(", but listen is of IPv6: an IPv6 address is allowed") for fault in found) == 1
+
+
+def test_a_wrong_key_of_a_trunk_does_not_hide_the_others(faults: Faults) -> None:
+    text = trunks(
+        trunk("a", asterisk="here", public="192.0.2.10:5060", cc_recall_timer="0"),
+        trunk("b", peer='["192.0.2.1:5070", there]', endpoint="a"),
+        trunk("c", listen="everywhere", asterisk="192.0.2.10:5060"),
+    )
+    assert [fault.removeprefix("fastagi.yaml, line ").split(" is ")[0] for fault in faults(text)] == [
+        '4: trunks / "a" / peer / item 1',
+        '5: trunks / "a" / asterisk',
+        '7: trunks / "a" / cc_recall_timer',
+        '9: trunks / "b" / listen',
+        '10: trunks / "b" / peer / item 1',
+        '10: trunks / "b" / peer / item 2',
+        '11: trunks / "b" / endpoint',
+        '13: trunks / "c" / listen',
+        '15: trunks / "c" / asterisk',
+    ]
+
+
+@pytest.mark.parametrize("entry", ["", "[]", "{}", "5", "{peer: {}}", "{listen: {}, allow: 5, asterisk: []}"])
+def test_a_trunk_of_whatever_shape_is_told_in_sentences(faults: Faults, entry: str) -> None:
+    assert all('trunks / "mxone"' in fault for fault in faults(f"trunks:\n  mxone: {entry}\n"))
+
+
+def test_many_trunks_are_soon_read(read: Read) -> None:
+    entries = [
+        trunk(
+            f"t{place}",
+            listen=f"udp:192.0.{place // 250}.{place % 250 + 1}:5070",
+            peer='["203.0.113.1:5060"]',
+        )
+        for place in range(3000)
+    ]
+    began = time.perf_counter()
+    assert len(read(trunks(*entries)).trunks) == 3000
+    assert time.perf_counter() - began < 20
+
+
+def test_a_trunk_that_listens_everywhere_gets_real_addresses(read: Read) -> None:
+    """Towards either side the one from which the system sends there."""
+    own = {"192.0.2.10": "192.0.2.7", "127.0.0.1": "127.0.0.1"}
+    [found] = read(trunks(trunk(listen="udp:0.0.0.0:5070"))).trunks
+    real = resolved(found, lambda to: own[to.host])
+    assert real == replace(
+        found, towards_peer=Address("192.0.2.7", 5070), towards_asterisk=Address("127.0.0.1", 5070)
+    )
+    [found] = read(trunks(trunk(listen="udp:0.0.0.0:5070", public="198.51.100.1:5060"))).trunks
+    real = resolved(found, lambda to: own[to.host])
+    assert real.towards_peer == Address("198.51.100.1", 5060)
+    assert real.towards_asterisk == Address("127.0.0.1", 5070)
+    assert real.listen == Address("0.0.0.0", 5070)
+
+
+def test_a_trunk_that_listens_at_one_address_asks_for_none(read: Read) -> None:
+    def own_address(to: Address) -> str:
+        raise AssertionError(to)
+
+    for keys in ({}, {"public": "198.51.100.1:5060"}):
+        [found] = read(trunks(trunk(**keys))).trunks
+        assert resolved(found, own_address) == found
+
+
+# ----------------------------------------------------------------------------------- what check tells of them
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[..., dict[str, tuple[str, str]]]:
+    def told(*entries: str) -> dict[str, tuple[str, str]]:
+        path = tmp_path / "fastagi.yaml"
+        path.write_text(f"store: {tmp_path}/fastagi.db\n" + trunks(*entries))
+        found = {finding.check: (str(finding.result), finding.sentence) for finding in check.findings(path)}
+        return {of: finding for of, finding in found.items() if of.startswith("trunk ")}
+
+    return told
+
+
+def bound(kind: socket.SocketKind, host: str = "127.0.0.1") -> socket.socket:
+    """A socket that has taken a port of this host."""
+    other = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
+    other.bind((host, 0))
+    if kind == socket.SOCK_STREAM:
+        other.listen()
+    return other
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_check_tells_whether_a_trunk_can_listen(
+    told: Callable[..., dict[str, tuple[str, str]]], transport: str
+) -> None:
+    kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
+    with bound(kind) as other:
+        where = f"{transport}:127.0.0.1:{other.getsockname()[1]}"
+        entry = trunk(listen=where, asterisk="127.0.0.2:5060")
+        found = told(entry)
+    assert found == {"trunk mxone": ("fault", f"nobody can listen on {where}: Address already in use")}
+    assert told(entry) == {"trunk mxone": ("ok", f"{where} is free")}
+
+
+def test_check_tells_it_of_each_trunk(told: Callable[..., dict[str, tuple[str, str]]]) -> None:
+    with bound(socket.SOCK_DGRAM) as one, bound(socket.SOCK_STREAM) as two:
+        ports = one.getsockname()[1], two.getsockname()[1]
+    found = told(
+        trunk("a", listen=f"udp:127.0.0.1:{ports[0]}"),
+        trunk("b", listen=f"tcp:0.0.0.0:{ports[1]}"),
+        trunk("c", listen="udp:203.0.113.77:5070"),
+    )
+    assert found == {
+        "trunk a": ("ok", f"udp:127.0.0.1:{ports[0]} is free"),
+        "trunk b": ("ok", f"tcp:0.0.0.0:{ports[1]} is free"),
+        "trunk c": ("fault", "nobody can listen on udp:203.0.113.77:5070: Cannot assign requested address"),
+    }
+
+
+def test_check_tells_it_with_ipv6(told: Callable[..., dict[str, tuple[str, str]]]) -> None:
+    with bound(socket.SOCK_DGRAM, "::1") as other:
+        where = f"udp:[::1]:{other.getsockname()[1]}"
+        entry = trunk(listen=where, peer='["[2001:db8::10]:5060"]')
+        found = told(entry)
+    assert found == {"trunk mxone": ("fault", f"nobody can listen on {where}: Address already in use")}
+    assert told(entry) == {"trunk mxone": ("ok", f"{where} is free")}
+
+
+def test_check_does_not_try_it_beside_a_running_server(
+    told: Callable[..., dict[str, tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = control.Answer(True, "", "fastagi 1.0 is running")
+    monkeypatch.setattr(control, "ping", lambda path: answer)
+    found = told(trunk(listen="udp:203.0.113.77:5070"))
+    sentence = "udp:203.0.113.77:5070 was not tried: fastagi 1.0 is running"
+    assert found == {"trunk mxone": ("note", sentence)}
+
+
+def test_check_tells_nothing_of_trunks_where_there_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(f"store: {tmp_path}/fastagi.db\n")
+    assert not [finding for finding in check.findings(path) if finding.check.startswith("trunk")]

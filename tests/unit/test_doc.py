@@ -27,6 +27,7 @@ from fastagi.completion import book, machine, model, ports, queue, service, turn
 from fastagi.completion.model import Limits, Number, Settings
 from fastagi.config import load
 from fastagi.errors import ConfigError
+from fastagi.sip.trunk import Trunk
 
 TOP = Path(__file__).parents[2]
 DOC = TOP / "contrib/doc"
@@ -147,6 +148,35 @@ def test_the_settings_table() -> None:
     assert {name: default for name, (_, default) in rows.items()} == {n: str(v) for n, v in built_in.items()}
     for name, (whose, _) in rows.items():
         assert (whose == "whole system") == (name in {field.name for field in fields(Limits)})
+
+
+def minimal(folder: Path) -> Trunk:
+    """The trunk that says no more than it must."""
+    path = folder / "fastagi.yaml"
+    path.write_text("trunks: {mxone: {listen: udp:0.0.0.0:5070, peer: ['192.0.2.10:5060']}}\n")
+    [trunk] = load(path).trunks
+    return trunk
+
+
+def test_the_trunks_table(tmp_path: Path) -> None:
+    rows = {row[0].strip("`"): (row[1].strip("`"), row[2]) for row in table("\nTrunks\n~~~~~~")}
+    assert list(rows) == list(config._Trunk.model_fields)
+    trunk = minimal(tmp_path)
+    said = {
+        "listen": "to be given",
+        "peer": "to be given",
+        "asterisk": str(trunk.asterisk),
+        "endpoint": "the trunk's name" if trunk.endpoint == trunk.name else "",
+        "public": "listen" if trunk.towards_peer == trunk.listen else "",
+        "allow": "none" if not trunk.allow else "",
+        "subscribe_from": trunk.subscribe_from,
+        "call_info": "yes" if trunk.call_info else "no",
+        "retention": "yes" if trunk.retention else "no",
+        "cc_recall_timer": str(trunk.recall_timer),
+    }
+    assert {name: default for name, (default, _) in rows.items()} == said
+    bounds = config._allowed(("trunks", "mxone", "cc_recall_timer")).partition(" from ")[2]
+    assert bounds and bounds in rows["cc_recall_timer"][1]
 
 
 def test_whose_setting_it_is() -> None:
@@ -357,6 +387,20 @@ def test_the_example_extensions(tmp_path: Path) -> None:
     assert {key for key in entry if re.search(rf"^#   {key} ", text, re.MULTILINE)} == entry
 
 
+def test_the_example_trunks(tmp_path: Path) -> None:
+    """That of the README is the smallest; that of the yaml has every key, each with its default but public."""
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(block("trunks:"))
+    assert load(path).trunks == (minimal(tmp_path),)
+    text = (DOC / "fastagi.yaml").read_text()
+    example = re.sub("(?m)^#", "", text[text.index("\ntrunks:\n") :])
+    path.write_text(example)
+    assert load(path).trunks == (minimal(tmp_path),)
+    assert re.findall(r"^    (?:# )?(\w+):", example, re.MULTILINE) == list(config._Trunk.model_fields)
+    path.write_text(example.replace("# public", "public"))
+    assert [str(trunk.towards_peer) for trunk in load(path).trunks] == ["198.51.100.1:5070"]
+
+
 def test_an_unknown_key_is_still_refused(tmp_path: Path) -> None:
     """Lest the tests above prove nothing."""
     path = tmp_path / "fastagi.yaml"
@@ -466,7 +510,8 @@ def test_nothing_of_ours_alone_is_told() -> None:
             text = path.read_text()
             assert not re.search(r"/(root|home|tmp|work)/", text), path
             hosts = set(re.findall(r"\b\d+\.\d+\.\d+\.\d+\b", text))
-            assert hosts <= {"127.0.0.1", "127.0.0.0"}, path
+            examples = {host for host in hosts if re.match(r"(192\.0\.2|198\.51\.100)\.", host)}  # RFC 5737
+            assert hosts - examples <= {"127.0.0.1", "127.0.0.0", "0.0.0.0"}, path
 
 
 def test_the_service_unit() -> None:

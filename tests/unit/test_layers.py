@@ -32,11 +32,11 @@ RULES: list[tuple[str, str, str]] = [
     (r"agi\.(server|commands)", r"errors|agi(\.(wire|commands))?", r"asterisk(\..+)?|twisted(\..+)?"),
     ("agi", r"errors|agi\..+", ""),
     (r"pbx(\..+)?", r"errors|completion(\..+)?|agi(\..+)?|pbx(\..+)?", r"asterisk(\..+)?|twisted(\..+)?"),
-    (r"sip\.callcompletion", r"errors|completion(\..+)?|sip(\..+)?", ""),
+    (r"sip\.callcompletion(\..+)?", r"errors|completion(\..+)?|sip(\..+)?", ""),
     (r"sip\.transport", r"errors|sip(\..+)?", r"twisted(\..+)?"),
     (r"sip(\..+)?", r"errors|sip(\..+)?", ""),
     ("directory", r"completion\.model", ""),
-    ("config", r"errors|completion\.model|directory", r"pydantic(\..+)?|yaml(\..+)?"),
+    ("config", r"errors|completion\.model|directory|sip\.(trunk|uri)", r"pydantic(\..+)?|yaml(\..+)?"),
     ("check", r"config|control|errors|store\.requests", ""),
     ("control", r"|errors|completion(\..+)?", r"twisted(\..+)?"),
     # What composes

@@ -9,6 +9,7 @@ import pytest
 
 from fastagi.completion import machine
 from fastagi.completion.machine import (
+    Accepted,
     Asked,
     CallCompleted,
     CallerAnswered,
@@ -19,6 +20,7 @@ from fastagi.completion.machine import (
     Cancelled,
     Event,
     Fulfilled,
+    MonitorEnded,
     Recall,
     RecallFailed,
     RecallLost,
@@ -45,13 +47,15 @@ from fastagi.completion.model import (
 )
 from fastagi.errors import Refused
 
-N, Q, R, C, D, E = State
+N, P, Q, R, C, D, E = State
 CCBS, CCNR, CCNL = Service
 NOW = 10_000.0
 POLICY = Policy(caller=Settings(), callee=Settings())
 
 SAMPLES: dict[type, Event] = {
     Asked: Asked(),
+    Accepted: Accepted(),
+    MonitorEnded: MonitorEnded("REFUSED", "the other PBX has ended it"),
     Selected: Selected("r2"),
     CallerBusy: CallerBusy(),
     CallerFree: CallerFree(),
@@ -71,6 +75,12 @@ SAMPLES: dict[type, Event] = {
 # The rows there are to be, and where each of the samples leads.
 ROWS: dict[tuple[State, type], State] = {
     (N, Asked): Q,
+    (P, Accepted): Q,
+    (P, MonitorEnded): E,
+    (P, Cancelled): E,
+    (Q, MonitorEnded): E,
+    (R, CallerBusy): Q,
+    (R, MonitorEnded): E,
     (Q, Selected): R,
     (Q, CallerBusy): Q,
     (Q, CallerFree): Q,
@@ -163,7 +173,7 @@ def test_an_effect_follows_only_where_the_callers_phone_is_concerned() -> None:
         for effect in step(r, sample, NOW, POLICY).effects:
             (rings if isinstance(effect, Recall) else stops).add((state, event))
     assert rings == {(Q, Selected)}
-    assert stops == {(R, RecallLost), (R, Cancelled)}
+    assert stops == {(R, RecallLost), (R, Cancelled), (R, MonitorEnded)}
 
 
 # ----------------------------------------------------------------------------------------- what was called

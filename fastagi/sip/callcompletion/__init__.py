@@ -1,0 +1,204 @@
+"""Call completion over trunks (RFC 6910): the rules on one side, the elements of the trunks on the other.
+
+``agents``: callers beyond the trunks, who subscribe here; ``monitors``: callees beyond them, to whom we
+subscribe; ``passing``: the calls themselves. This is the only part of ``sip`` that knows the rules. Whatever
+a message changes is changed in a turn of the service, and answered when that is saved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from fastagi.completion.model import Device, Extension, Offer, Presence, Service
+from fastagi.completion.model import Request as CcRequest
+from fastagi.completion.ports import FAR, Clock, Kept
+from fastagi.completion.service import CompletionService
+from fastagi.errors import Refused
+from fastagi.sip.callcompletion.agents import Agents, No, far_caller
+from fastagi.sip.callcompletion.monitors import Monitors
+from fastagi.sip.callcompletion.parts import Asker, Directory, Parts, user_of
+from fastagi.sip.callcompletion.passing import Passing
+from fastagi.sip.callcompletion.values import OUR_USER, Agent, Habits, Heard, Monitor, Names
+from fastagi.sip.calls import Calls
+from fastagi.sip.dialog import Rejected
+from fastagi.sip.message import Header, Malformed, Request, Response
+from fastagi.sip.package import EVENT
+from fastagi.sip.transaction import stateless_tag
+from fastagi.sip.trunk import Side, Trunk
+
+__all__ = ["CallCompletion"]
+
+
+class CallCompletion:
+    """What the rules need of those beyond the trunks (`ports.Beyond`), and what the elements need of the rules."""
+
+    def __init__(
+        self,
+        trunks: Mapping[str, Trunk],
+        directory: Directory,
+        clock: Clock,
+        new_token: Callable[[], str],
+        log: Callable[[str], None],
+    ) -> None:
+        self._clock = clock
+        self._endpoints = {Device(f"PJSIP/{trunk.endpoint}"): name for name, trunk in trunks.items()}
+        self._parts = Parts(trunks, directory, new_token, log, Names(new_token() + new_token()))
+        self._parts.calls = {name: Calls() for name in trunks}
+        self._agents = Agents(self._parts)
+        self._monitors = Monitors(self._parts)
+        self._passing = Passing(self._parts, self._agents, self._monitors)
+
+    def join(self, service: CompletionService, elements: dict[str, Asker]) -> None:
+        """Both sides, once they are made."""
+        self._parts.service = service
+        self._parts.elements = elements
+
+    # What the rules ask, inside a turn
+
+    def load(self, kept: Mapping[tuple[str, str], str]) -> Mapping[tuple[str, str], Kept]:
+        secret = kept.get(("secret", "trunks"))
+        if secret is not None:
+            self._parts.names = Names(json.loads(secret))
+        makers: dict[str, Callable[[str], Kept]] = {
+            "agent": Agent.from_json,
+            "monitor": Monitor.from_json,
+            "heard": Heard.from_json,
+            "habits": lambda text: Habits(**json.loads(text)),
+        }
+        found = {key: makers[key[0]](text) for key, text in kept.items() if key[0] in makers}
+        return {**found, ("secret", "trunks"): self._parts.names} if secret is not None else found
+
+    def resume(self, offers: list[Offer]) -> None:
+        """Know the offers of before again."""
+        for offer in offers:
+            self._index(offer)
+
+    def trunk(self, device: Device) -> str:
+        return self._endpoints.get(device, "")
+
+    def endpoint(self, trunk: str) -> str:
+        known = self._parts.trunks.get(trunk)
+        return known.endpoint if known is not None else ""
+
+    def caller(self, trunk: str, call_id: str) -> Extension:
+        call = self._parts.calls[trunk].get(call_id, self._clock.now())
+        return self._parts.directory.extension(far_caller(call.from_uri if call else "", trunk))
+
+    def service(self, trunk: str, call_id: str) -> Service | None:
+        return self._monitors.service(trunk, call_id, self._clock.now())
+
+    def offered(self, offer: Offer) -> None:
+        if not offer.agent and not offer.monitor:
+            return
+        self._index(offer)
+        trunk, call_id = (offer.monitor, offer.call_out) if offer.monitor else (offer.agent, offer.call_in)
+        call = self._parts.calls[trunk].get(call_id, self._clock.now())
+        if call is not None:
+            heard = Heard(call.from_uri, call.to_uri, call.uri, call.monitors)
+            self._parts.keep("heard", offer.id, heard)
+
+    def _index(self, offer: Offer) -> None:
+        if offer.agent:
+            self._agents.offered(offer)
+        if offer.monitor:
+            self._monitors.offered(offer)
+
+    def forgotten(self, offer: Offer) -> None:
+        if offer.agent:
+            self._agents.forgotten(offer)
+        if offer.monitor:
+            self._monitors.forgotten(offer)
+        if self._parts.heard(offer.id) is not None:
+            self._parts.keep("heard", offer.id, None)
+
+    def requested(self, request: CcRequest, offer: Offer, now: float) -> None:
+        if offer.monitor:
+            self._monitors.requested(request, offer, now)
+
+    def call_over(self, call_id: str) -> str:
+        return self._agents.call_over(call_id)
+
+    def presence(self, device: Device, now: float) -> Presence | None:
+        request, _, party = device.removeprefix(FAR).partition("/")
+        side = self._agents if party == "caller" else self._monitors
+        return side.presence(int(request), now)
+
+    def follow(self, now: float) -> bool:
+        self._parts.keep("secret", "trunks", self._parts.names)
+        changed = self._agents.follow(now)
+        return self._monitors.follow(now) or changed
+
+    def next_due(self) -> float | None:
+        due = [at for at in (self._agents.next_due(), self._monitors.next_due()) if at is not None]
+        return min(due, default=None)
+
+    # What the elements ask
+
+    def takes(self, trunk: str, request: Request) -> bool:
+        """Whether a SUBSCRIBE, NOTIFY or PUBLISH of the peer is for call completion."""
+        try:
+            event = request.event
+        except Malformed:
+            return False
+        if event is not None and event.package.lower() == EVENT:
+            return True
+        user = user_of(request.uri)
+        return user == "cc" or OUR_USER.fullmatch(user) is not None
+
+    def arrived(self, trunk: str, request: Request, answer: Callable[[Response], None]) -> None:
+        def work(now: float) -> object:
+            found: list[Response] = []
+            # Before what the same turn sends besides: a NOTIFY may not overtake the 200 of its SUBSCRIBE.
+            self._parts.service.after(lambda: answer(found[0]))
+            found.append(self._response(trunk, request, now))
+            return found[0]
+
+        def done(result: object) -> None:
+            if isinstance(result, Refused):  # nothing was changed
+                self._parts.log(f"trunk {trunk}: a {request.method} is answered 500: {result}")
+                retry = (("Retry-After", "5"),)
+                answer(request.response(500, headers=retry, tag=stateless_tag(request)))
+
+        self._parts.service.event(work, done)
+
+    def answered(self, trunk: str, asked: Request, response: Response | None) -> None:
+        def work(now: float) -> object:
+            side = self._agents if asked.method == "NOTIFY" else self._monitors
+            return side.answered(trunk, asked, response, now)
+
+        self._parts.service.event(work, keep=True)
+
+    def request_passes(self, trunk: str, side: Side, request: Request) -> str | Response | None:
+        return self._passing.request(trunk, side, request, self._clock.now())
+
+    def response_passes(self, trunk: str, side: Side, response: Response) -> tuple[Header, ...]:
+        return self._passing.response(trunk, side, response, self._clock.now())
+
+    # Inside
+
+    def _response(self, trunk: str, request: Request, now: float) -> Response:
+        """What a SUBSCRIBE, NOTIFY or PUBLISH comes to."""
+        try:
+            event = request.event
+            if event is None or (event.package.lower(), request.method) not in _KNOWN:
+                raise No(489, "its Event is not known here", ("Allow-Events", EVENT))
+            match request.method:
+                case "SUBSCRIBE":
+                    return self._agents.subscribe(trunk, request, now)
+                case "PUBLISH":
+                    return self._agents.publish(trunk, request, now)
+            response = self._monitors.notify(trunk, request, now)
+            if response is None:
+                raise No(481, "no such subscription")
+            return response
+        except (No, Rejected) as no:
+            status, headers = no.status, no.headers
+            why = str(no)
+        except Malformed as error:
+            status, headers, why = error.status, (), str(error)
+        self._parts.log(f"trunk {trunk}: a {request.method} is refused with {status}: {why}")
+        return request.response(status, headers=headers, tag=stateless_tag(request))
+
+
+_KNOWN = {(EVENT, "SUBSCRIBE"), (EVENT, "NOTIFY"), (EVENT, "PUBLISH"), ("presence", "PUBLISH")}

@@ -1,0 +1,438 @@
+"""Callees beyond the trunks: we subscribe at the other PBX, are told when they are free, and say when we are not.
+
+Here stands what RFC 6910, 6, calls the caller's agent, as far as it speaks SIP; ringing the caller and all
+time is the rules' business. As for the agents, what the other PBX is to know follows from what the request
+is: `Monitors.follow` sees to it.
+
+A ``ready`` is used once: after a turn that failed, only a new one counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from fastagi.completion.machine import Accepted as RequestAccepted
+from fastagi.completion.machine import MonitorEnded, RecallLost
+from fastagi.completion.model import TURN, Offer, Presence, Service, State
+from fastagi.completion.model import Request as CcRequest
+from fastagi.sip import publication, subscription
+from fastagi.sip.callcompletion.parts import Parts, same_uri, user_of
+from fastagi.sip.callcompletion.values import Habits, Heard, Monitor
+from fastagi.sip.dialog import Answer, Ask
+from fastagi.sip.message import Request, Response
+from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, parse_pidf, parse_state, pidf
+from fastagi.sip.publication import Publisher, PublisherEffect, PublisherState, step_publisher
+from fastagi.sip.subscription import (
+    Accepted,
+    Ended,
+    Leave,
+    Notified,
+    Notify,
+    Subscriber,
+    SubscriberEffect,
+    SubscriberEvent,
+    SubscriberState,
+    step_subscriber,
+    subscribe,
+)
+from fastagi.sip.uri import Uri
+
+M_SERVICE: Final = {"BS": Service.CCBS, "NR": Service.CCNR, "NL": Service.CCNL}
+REFUSED: Final = {
+    480: ("CALLEE_QUEUE_FULL", "too many wait for {callee} there already"),
+    403: ("REFUSED_THERE", "the PBX beyond {monitor} does not let {callee} be waited for"),
+    0: ("NO_ANSWER", "the PBX beyond {monitor} has not answered"),
+}
+MAX_FORKS: Final = 4
+"""Monitor URIs of one call that are subscribed to."""
+AGAIN: Final = frozenset({"deactivated", "probation", "giveup", "expired"})
+"""Ends of a subscription after which it is worth another (RFC 6665, 4.1.3)."""
+
+
+class Monitors:
+    """All callees beyond the trunks who are waited for."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._offers: dict[str, int] = {}  # by the Call-ID of the call that went out
+
+    # Inside a turn: what the rules tell and ask
+
+    def offered(self, offer: Offer) -> None:
+        self._offers[offer.call_out] = offer.id
+
+    def forgotten(self, offer: Offer) -> None:
+        self._parts.service.after(partial(self._forget, offer.call_out))
+
+    def _forget(self, call_id: str) -> None:
+        self._offers.pop(call_id, None)
+
+    def offer_of(self, call_id: str) -> Offer | None:
+        """What is on record of a call that went out by this Call-ID."""
+        return self._parts.service.book.offers.get(self._offers.get(call_id, 0))
+
+    def service(self, trunk: str, call_id: str, now: float) -> Service | None:
+        """What the other PBX has offered of this call."""
+        known = self._parts.trunks.get(trunk)
+        call = self._parts.calls[trunk].get(call_id, now) if known else None
+        if call is None or not call.monitors:
+            return None
+        # An m nobody knows "MUST be accepted" (RFC 6910, 7.1).
+        return M_SERVICE.get(call.monitors[0][1], Service.CCBS if call.status == 486 else Service.CCNR)
+
+    def requested(self, request: CcRequest, offer: Offer, now: float) -> None:
+        """What is on offer is asked for: what was seen of its call goes with the request."""
+        heard = self._parts.heard(offer.id)
+        if heard is not None:
+            self._keep(Monitor(request.id, request.monitor, heard, ()))
+
+    def presence(self, request: int, now: float) -> Presence | None:
+        """Whether the other PBX has said that this callee is ready, and nobody has used it yet."""
+        monitor = self._parts.kept("monitor", request, Monitor)
+        if monitor is None:
+            return None
+        return Presence.IDLE if monitor.ready else Presence.IN_USE
+
+    def follow(self, now: float) -> bool:
+        """Subscribe, suspend, resume and leave, as every request now wants; True: one has changed by it."""
+        before = [r for r in self._parts.service.book.requests() if r.monitor]
+        for monitor in self._all():
+            self._follow(monitor, now)
+        return before != [r for r in self._parts.service.book.requests() if r.monitor]
+
+    def next_due(self) -> float | None:
+        due = [at for m in self._all() for at in _dues(m)]
+        return min(due, default=None)
+
+    def target(self, recall_id: str) -> str:
+        """Where the CC call of this recall goes: cc-URI, monitor URI, or what was called first (RFC 6910, 6.4)."""
+        cc = self._parts.service.book.of_recall(recall_id)
+        monitor = None if cc is None else self._parts.kept("monitor", cc.id, Monitor)
+        return self._target(monitor) if monitor is not None else ""
+
+    def target_of_call(self, trunk: str, request: Request) -> str:
+        """The same for an ordinary INVITE that is the CC call of somebody whose turn it is; empty: it is none."""
+        for cc in self._parts.service.book.requests():
+            if cc.state is State.CALLING and cc.monitor == trunk:
+                monitor = self._parts.kept("monitor", cc.id, Monitor)
+                if monitor is not None and _is_call_of(monitor.heard, request):
+                    return _with_m(request.uri, _m(monitor))
+        return ""
+
+    # Inside a turn: what the peer sends
+
+    def notify(self, trunk: str, request: Request, now: float) -> Response | None:
+        """A NOTIFY; None: it belongs to no subscription of ours."""
+        for monitor in self._all():
+            for place, s in enumerate(monitor.subscribers):
+                if monitor.trunk == trunk and _is_of(s, request):
+                    return self._step(monitor, place, Notify(request), now)
+        return None
+
+    def answered(self, trunk: str, asked: Request, response: Response | None, now: float) -> bool:
+        """What a SUBSCRIBE or PUBLISH of ours got; False: it was none of ours."""
+        for monitor in self._all():
+            if monitor.trunk != trunk:
+                continue
+            p = monitor.publisher
+            if p is not None and asked.method == "PUBLISH" and p.call_id == asked.call_id:
+                seq = asked.cseq[0]
+                self._step_publisher(
+                    monitor,
+                    publication.Unanswered(seq) if response is None else publication.Answered(response),
+                    now,
+                )
+                return True
+            for place, s in enumerate(monitor.subscribers):
+                if asked.method == "SUBSCRIBE" and s.call_id == asked.call_id and _asked_by(s, asked):
+                    event: SubscriberEvent = subscription.Unanswered(asked.cseq[0])
+                    if response is not None:
+                        event = subscription.Answered(response)
+                    self._step(monitor, place, event, now)
+                    return True
+        return False
+
+    # Inside: beginning and going on
+
+    def _all(self) -> list[Monitor]:
+        return self._parts.all_kept("monitor", Monitor)
+
+    def _request(self, monitor: Monitor) -> CcRequest | None:
+        return self._parts.service.book.request(monitor.request)
+
+    def _subscribe(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
+        """To every monitor URI that is known, or else to what was called (RFC 6910, 6.2).
+
+        They are forks of one SUBSCRIBE: the same Call-ID, From tag and CSeq, another request-URI each.
+        """
+        heard, trunk = monitor.heard, self._parts.trunks[monitor.trunk]
+        peer = trunk.peer[0]
+        from_uri = heard.from_uri if trunk.subscribe_from == "caller" else trunk.subscribe_from
+        from_ = f"<{from_uri}>;tag={self._parts.new_token()}"
+        headers = (
+            ("Event", EVENT),
+            ("Accept", STATE_TYPE),
+            ("Request-Disposition", "parallel"),
+            ("Allow-Events", EVENT),
+        )
+        call_id = f"{self._parts.new_token()}@{trunk.towards_peer.host}"
+        new, asks = [], []
+        for uri, m in heard.monitors[:MAX_FORKS] or ((heard.uri, ""),):
+            target = _with_m(str(Uri.parse(uri).usable(peer.host, peer.port)), m)
+            s, effects = subscribe(target, from_, f"<{heard.to_uri}>", call_id, headers, cc.service_ends, now)
+            new.append(s)
+            asks += [e.request for e in effects if isinstance(e, Ask)]
+        old = tuple(s for s in monitor.subscribers if s.state is not SubscriberState.ENDED)
+        self._keep(replace(monitor, subscribers=(*old, *new), ready=False, cc_uri="", called=False))
+        for request in asks:
+            self._parts.ask(monitor.trunk, request)
+
+    def _follow(self, monitor: Monitor, now: float) -> None:
+        cc = self._request(monitor)
+        if monitor.trunk not in self._parts.trunks:
+            self._gone(monitor, cc, now)
+            return
+        if cc is None:
+            self._leave(monitor, now)
+        else:
+            self._go_on(monitor, cc, now)
+        for place in range(len(monitor.subscribers)):
+            current = self._parts.kept("monitor", monitor.request, Monitor)
+            if current is None:
+                return
+            at = current.subscribers[place].next_due()
+            if at is not None and at <= now:
+                self._step(current, place, subscription.Due(), now)
+        current = self._parts.kept("monitor", monitor.request, Monitor)
+        if current is not None and current.publisher is not None:
+            at = current.publisher.next_due()
+            if at is not None and at <= now:
+                self._step_publisher(current, publication.Due(), now)
+
+    def _gone(self, monitor: Monitor, cc: CcRequest | None, now: float) -> None:
+        """The trunk is no longer configured: there is nobody to say anything to."""
+        self._parts.keep("monitor", monitor.request, None)
+        if cc is not None:
+            why = f"the trunk {monitor.trunk} is no longer configured"
+            self._parts.service.apply(cc, MonitorEnded("ENDED_THERE", why), now)
+
+    def _go_on(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
+        if cc.state is State.REQUESTED and not monitor.subscribers:
+            self._subscribe(monitor, cc, now)
+            return
+        if cc.state in TURN and monitor.ready:
+            monitor = replace(monitor, ready=False)
+            self._keep(monitor)
+        if cc.state is State.CALLING and not monitor.called:
+            monitor = replace(monitor, called=True)
+            self._keep(monitor)
+        if cc.state is State.QUEUED and monitor.called:
+            self._after_a_failed_call(monitor, cc, now)
+            return
+        if cc.state in (State.QUEUED, State.READY):
+            self._publish(monitor, cc, now)
+
+    def _after_a_failed_call(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
+        """Where the other PBX does not retain, the place there is lost: we ask anew (RFC 6910, 4.2)."""
+        if monitor.retention:
+            self._keep(replace(monitor, called=False))
+            return
+        for place, s in enumerate(monitor.subscribers):
+            if s.state in (SubscriberState.SUBSCRIBING, SubscriberState.ACTIVE):
+                self._step(self._current(monitor), place, Leave(), now)
+        self._subscribe(self._current(monitor), cc, now)
+
+    def _current(self, monitor: Monitor) -> Monitor:
+        return self._parts.kept("monitor", monitor.request, Monitor) or monitor
+
+    def _leave(self, monitor: Monitor, now: float) -> None:
+        """The request is over: unsubscribe, withdraw what was published, and forget it once that is done."""
+        for place, s in enumerate(monitor.subscribers):
+            if s.state in (SubscriberState.SUBSCRIBING, SubscriberState.ACTIVE):
+                self._step(self._current(monitor), place, Leave(), now)
+        current = self._current(monitor)
+        p = current.publisher
+        if p is not None and p.content is not None:
+            self._step_publisher(current, publication.Withdraw(), now)
+            current = self._current(monitor)
+            p = current.publisher
+        if not current.alive and (p is None or p.state is PublisherState.IDLE):
+            self._parts.keep("monitor", monitor.request, None)
+
+    # Inside: suspend and resume
+
+    def _publish(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
+        """Closed while the caller cannot be called, open again when he can; nothing as long as he always could."""
+        p, closed = monitor.publisher, self._is_busy(cc, now)
+        wanted = publication.Content(pidf(monitor.heard.from_uri, not closed), PIDF_TYPE)
+        if p is None and not closed:
+            return
+        if p is None:
+            p = self._new_publisher(monitor, cc)
+            self._keep(replace(monitor, publisher=p))
+        if p.content != wanted:
+            self._step_publisher(self._current(monitor), publication.Publish(wanted), now)
+
+    def _is_busy(self, cc: CcRequest, now: float) -> bool:
+        """His other requests are suspended during a recall (RFC 6910, 6.3), and this one in the pause after one."""
+        if cc.suspended or (cc.state is State.QUEUED and now < cc.retry_at):
+            return True
+        others = self._parts.service.book.requests()
+        return any(r.caller == cc.caller and r.id != cc.id and r.state in TURN for r in others)
+
+    def _new_publisher(self, monitor: Monitor, cc: CcRequest) -> Publisher:
+        trunk = self._parts.trunks[monitor.trunk]
+        habits = self._parts.kept("habits", trunk.name, Habits) or Habits()
+        peer = trunk.peer[0]
+        first = monitor.cc_uri or next((uri for uri, _ in monitor.heard.monitors), monitor.heard.uri)
+        from_uri = monitor.heard.from_uri if trunk.subscribe_from == "caller" else trunk.subscribe_from
+        return Publisher(
+            uri=str(Uri.parse(first).usable(peer.host, peer.port)),
+            from_=f"<{from_uri}>;tag={self._parts.new_token()}",
+            to=f"<{monitor.heard.to_uri}>",
+            call_id=f"{self._parts.new_token()}@{trunk.towards_peer.host}",
+            headers=(("Event", habits.publish_event),),
+            ends_at=cc.service_ends,
+        )
+
+    def _step_publisher(self, monitor: Monitor, event: publication.PublisherEvent, now: float) -> None:
+        assert monitor.publisher is not None
+        p, effects = step_publisher(monitor.publisher, event, now)
+        self._keep(replace(monitor, publisher=p))
+        for effect in effects:
+            self._publisher_effect(monitor, effect, now)
+
+    def _publisher_effect(self, monitor: Monitor, effect: PublisherEffect, now: float) -> None:
+        match effect:
+            case Ask(request):
+                self._parts.ask(monitor.trunk, request)
+            case publication.Done(content) if content is not None and parse_pidf(_bytes(content)) is False:
+                # What was ready before he was suspended says nothing any more.
+                self._keep(replace(self._current(monitor), ready=False))
+            case publication.Failed(489):
+                self._publish_by_its_old_name(self._current(monitor), now)
+            case _:
+                pass
+
+    def _publish_by_its_old_name(self, monitor: Monitor, now: float) -> None:
+        """There are PBXs that know a PUBLISH of ``Event: call-completion`` only; that is remembered."""
+        p, habits = monitor.publisher, Habits(publish_event=EVENT)
+        if p is None or p.content is None or ("Event", EVENT) in p.headers:
+            return
+        self._parts.keep("habits", monitor.trunk, habits)
+        new = replace(p, headers=(("Event", EVENT),), content=None)
+        self._keep(replace(monitor, publisher=new))
+        self._step_publisher(self._current(monitor), publication.Publish(p.content), now)
+
+    # Inside: what happens to a subscription
+
+    def _keep(self, monitor: Monitor) -> None:
+        self._parts.keep("monitor", monitor.request, monitor)
+
+    def _step(self, monitor: Monitor, place: int, event: SubscriberEvent, now: float) -> Response | None:
+        s, effects = step_subscriber(monitor.subscribers[place], event, now)
+        subscribers = (*monitor.subscribers[:place], s, *monitor.subscribers[place + 1 :])
+        self._keep(replace(monitor, subscribers=subscribers))
+        answer = None
+        for effect in effects:
+            answer = self._effect(self._current(monitor), effect, now) or answer
+        return answer
+
+    def _effect(self, monitor: Monitor, effect: SubscriberEffect, now: float) -> Response | None:
+        match effect:
+            case Answer(response):
+                return response
+            case Ask(request):
+                self._parts.ask(monitor.trunk, request)
+            case Accepted():
+                self._accepted(monitor, now)
+            case Notified(state, request):
+                if state != "terminated":
+                    self._accepted(monitor, now)
+                    self._told(self._current(monitor), request, now)
+            case Ended(reason, status):
+                self._ended(monitor, reason, status, now)
+        return None
+
+    def _accepted(self, monitor: Monitor, now: float) -> None:
+        cc = self._request(monitor)
+        if cc is not None and cc.state is State.REQUESTED:
+            self._parts.service.apply(cc, RequestAccepted(), now)
+
+    def _told(self, monitor: Monitor, request: Request, now: float) -> None:
+        """A NOTIFY's body: queued or ready."""
+        cc, said = self._request(monitor), parse_state(request.body)
+        if said is None or cc is None:
+            return
+        self._keep(
+            replace(
+                monitor,
+                ready=said.ready and cc.state not in TURN,
+                cc_uri=said.uri or monitor.cc_uri,
+                retention=said.retention,
+            )
+        )
+        if cc.state is State.READY and not said.ready:
+            why = f"{cc.callee} is not free any more, says the PBX beyond {cc.monitor}"
+            self._parts.service.apply(cc, RecallLost(why, pause=False), now)
+
+    def _ended(self, monitor: Monitor, reason: str, status: int, now: float) -> None:
+        cc = self._request(monitor)
+        if cc is None or monitor.alive or cc.state is State.CALLING:
+            return
+        if cc.state is State.REQUESTED:
+            word, why = REFUSED.get(
+                status, ("REFUSED_THERE", f"the PBX beyond {{monitor}} answered {status}")
+            )
+            event = MonitorEnded(word, why.format(callee=cc.callee, monitor=cc.monitor))
+            self._parts.service.apply(cc, event, now)
+        elif reason in AGAIN and cc.state is State.QUEUED and cc.service_ends - now > 1:
+            self._subscribe(replace(monitor, subscribers=()), cc, now)
+        else:
+            why = f"the PBX beyond {cc.monitor} watches {cc.callee} no longer ({reason})"
+            self._parts.service.apply(cc, MonitorEnded("ENDED_THERE", why), now)
+
+    def _target(self, monitor: Monitor) -> str:
+        peer = self._parts.trunks[monitor.trunk].peer[0]
+        first = next((uri for uri, _ in monitor.heard.monitors), monitor.heard.uri)
+        uri = str(Uri.parse(monitor.cc_uri or first).usable(peer.host, peer.port))
+        return _with_m(uri, _m(monitor))
+
+
+def _bytes(content: publication.Content) -> bytes:
+    return content.body.encode("utf-8", "surrogateescape")
+
+
+def _m(monitor: Monitor) -> str:
+    return next((m for _, m in monitor.heard.monitors), "")
+
+
+def _with_m(uri: str, m: str) -> str:
+    return str(Uri.parse(uri).with_param("m", m)) if m else uri
+
+
+def _dues(monitor: Monitor) -> list[float]:
+    due = [s.next_due() for s in monitor.subscribers]
+    if monitor.publisher is not None:
+        due.append(monitor.publisher.next_due())
+    return [at for at in due if at is not None]
+
+
+def _is_of(s: Subscriber, notify: Request) -> bool:
+    """Whether a NOTIFY belongs to this subscription: to its dialog, or to its SUBSCRIBE while it has none."""
+    if s.call_id != notify.call_id or s.local_tag != notify.to.tag:
+        return False
+    return s.dialog is None or s.dialog.remote_tag == notify.from_.tag
+
+
+def _asked_by(s: Subscriber, asked: Request) -> bool:
+    """Forks have all but the request-URI in common, until each has its dialog."""
+    if asked.to.tag:
+        return s.dialog is not None and s.dialog.remote_tag == asked.to.tag
+    return s.uri == asked.uri
+
+
+def _is_call_of(heard: Heard, request: Request) -> bool:
+    return user_of(request.uri) == user_of(heard.uri) and same_uri(request.from_.uri, heard.from_uri)

@@ -1,0 +1,196 @@
+"""The calls that pass the trunks: Call-Info is put in and read, and the CC call is led to its place.
+
+This is asked for every INVITE, ACK and CANCEL, and for every response to an INVITE. It answers at once from
+memory; what follows for the rules is an event, carried out later. So no call ever waits for the database.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from typing import Final, TypeVar
+
+from fastagi.completion.model import Invalid, number
+from fastagi.errors import Refused
+from fastagi.sip.callcompletion.agents import SERVICE_M, Agents, our_uri
+from fastagi.sip.callcompletion.monitors import Monitors
+from fastagi.sip.callcompletion.parts import Parts
+from fastagi.sip.callcompletion.values import OUR_USER, RECALL_USER
+from fastagi.sip.calls import Call
+from fastagi.sip.message import Header, Request, Response
+from fastagi.sip.package import call_info
+from fastagi.sip.transaction import stateless_tag
+from fastagi.sip.trunk import Side, Trunk
+from fastagi.sip.uri import Malformed, Uri
+
+MEMORY: Final = 10_000
+"""CC calls of which it is remembered where they were led: an ACK must go where its INVITE went."""
+_CAUSE: Final = re.compile(r"Q\.850[ \t]*;.*?cause[ \t]*=[ \t]*([0-9]{1,3})", re.IGNORECASE)
+_STATUS: Final = {
+    486: "BUSY",
+    600: "BUSY",
+    408: "NOANSWER",
+    480: "NOANSWER",
+    487: "CANCEL",
+    603: "CHANUNAVAIL",
+}
+
+_T = TypeVar("_T")
+
+
+class Passing:
+    """The calls of all trunks."""
+
+    def __init__(self, parts: Parts, agents: Agents, monitors: Monitors) -> None:
+        self._parts = parts
+        self._agents = agents
+        self._monitors = monitors
+        self._led: OrderedDict[str, str] = OrderedDict()  # request-URIs, by Call-ID
+        self._cc_calls: OrderedDict[str, int] = OrderedDict()  # requests, by the Call-ID of their CC call
+
+    # Requests
+
+    def request(self, trunk: str, side: Side, request: Request, now: float) -> str | Response | None:
+        """Another request-URI for it, our own answer, or None."""
+        led = self._led.get(request.call_id)
+        if led is not None and (request.method != "INVITE" or not request.to.tag):
+            return led
+        uri = _parsed(request.uri)
+        if uri is None:
+            return None
+        if side is Side.PEER:
+            return self._from_peer(self._parts.trunks[trunk], request, uri, now)
+        return self._from_asterisk(trunk, request, uri, now)
+
+    def _from_peer(self, trunk: Trunk, request: Request, uri: Uri, now: float) -> str | Response | None:
+        begins = request.method == "INVITE" and not request.to.tag
+        agent = None
+        if OUR_USER.fullmatch(uri.user):
+            agent = self._agents.agent_of_user(uri.user)
+            if agent is None or agent.trunk != trunk.name:
+                return self._to_nobody(trunk, request, uri)
+        elif begins and uri.param("m") is not None:
+            agent = self._agents.agent_of_caller(trunk.name, request.from_.uri, uri.user)
+        if begins and agent is not None and self._agents.in_turn(agent):
+            self._remember(self._cc_calls, request.call_id, agent.request)
+            self._agents.call_came(agent.request, request.call_id)
+        elif begins:
+            self._parts.calls[trunk.name].noted(request, False, now)
+        if agent is None or not OUR_USER.fullmatch(uri.user):
+            return None
+        return self._lead(request, str(Uri.of(agent.callee, *trunk.asterisk)))
+
+    def _to_nobody(self, trunk: Trunk, request: Request, uri: Uri) -> str | Response:
+        """A URI of ours whose request is over: its caller may be late, so he gets whom he wanted."""
+        minted_for, call_id = self._parts.minted.get(uri.user, ("", ""))
+        offer = self._agents.offer_of(call_id) if minted_for == trunk.name else None
+        if offer is not None:
+            return self._lead(request, str(Uri.of(offer.callee, *trunk.asterisk)))
+        return request.response(404, tag=stateless_tag(request))
+
+    def _from_asterisk(self, trunk: str, request: Request, uri: Uri, now: float) -> str | None:
+        recall = RECALL_USER.fullmatch(uri.user)
+        if recall:
+            target = self._monitors.target(recall[1])
+            return self._lead(request, target) if target else None
+        if request.method != "INVITE" or request.to.tag:
+            return None
+        self._parts.calls[trunk].noted(request, True, now)
+        target = self._monitors.target_of_call(trunk, request)
+        return self._lead(request, target) if target else None
+
+    def _lead(self, request: Request, uri: str) -> str:
+        self._remember(self._led, request.call_id, uri)
+        return uri
+
+    @staticmethod
+    def _remember(memory: OrderedDict[str, _T], key: str, value: _T) -> None:
+        memory[key] = value
+        if len(memory) > MEMORY:
+            memory.popitem(last=False)
+
+    # Responses
+
+    def response(self, trunk: str, side: Side, response: Response, now: float) -> tuple[Header, ...]:
+        """Headers to add to it."""
+        if side is Side.ASTERISK:
+            return self._to_peer(self._parts.trunks[trunk], response, now)
+        call = self._parts.calls[trunk].get(response.call_id, now)
+        known = call.monitors if call is not None else ()
+        call = self._parts.calls[trunk].answered(response, now)
+        if call is not None and call.outgoing and call.monitors != known:
+            self._heard(call)
+        return ()
+
+    def _heard(self, call: Call) -> None:
+        """The other PBX has offered a call, perhaps after the dialplan told of it."""
+        offer = self._monitors.offer_of(call.call_id)
+        if offer is not None and offer.service is None:
+            self._parts.service.event(lambda now: self._parts.service.offered_late(offer.id, now), keep=True)
+
+    def _to_peer(self, trunk: Trunk, response: Response, now: float) -> tuple[Header, ...]:
+        call_id = response.call_id
+        if call_id in self._cc_calls or self._agents.call_over(call_id):
+            self._cc_call_answered(response)
+            return ()  # an offer in it would open another request: chan_sip does that
+        call = self._parts.calls[trunk.name].answered(response, now)
+        m = self._offered_as(call, response) if trunk.call_info else ""
+        if not m:
+            return ()
+        user = self._parts.names.monitor(call_id)
+        self._remember(self._parts.minted, user, (trunk.name, call_id))
+        return (("Call-Info", call_info(our_uri(trunk, user), m)),)
+
+    def _offered_as(self, call: Call | None, response: Response) -> str:
+        """The ``m`` of what is, or may come to be, on offer of this call; empty: nothing."""
+        status = response.status
+        if status == 100 or 200 <= status < 400 or status in (401, 407):
+            return ""
+        offer = self._agents.offer_of(response.call_id)
+        if offer is not None:
+            return SERVICE_M[offer.service] if offer.service is not None else ""
+        if call is None or call.outgoing or (status > 199 and status != 487):
+            return ""
+        # It rings, or the caller gave up: no call has failed yet that the dialplan could have told of.
+        return "NR" if self._may_be_camped_on(call.user) else ""
+
+    def _may_be_camped_on(self, callee: str) -> bool:
+        try:
+            extension = self._parts.directory.extension(number(callee))
+        except Invalid:
+            return False
+        return extension.settings.cc_monitor_policy != "never"
+
+    def _cc_call_answered(self, response: Response) -> None:
+        """How the CC call of a caller beyond the trunk went; a failed one the dialplan may have told already."""
+        if response.status < 200 or response.status in (401, 407):
+            return
+        call_id = response.call_id
+        self._cc_calls.pop(call_id, None)
+        status, cause = _outcome(response)
+
+        def work(now: float) -> object:
+            recall_id = self._agents.call_over(call_id)
+            if not recall_id:
+                raise Refused("RECALL_UNKNOWN", "this CC call is over already")
+            return self._parts.service.call_ended(recall_id, status, cause, now)
+
+        self._parts.service.event(work, keep=True)
+
+
+def _outcome(response: Response) -> tuple[str, int]:
+    """A final response as DIALSTATUS and HANGUPCAUSE."""
+    if response.status < 300:
+        return "ANSWER", 16
+    found = _CAUSE.search(response.get("reason", ""))
+    cause = int(found[1]) if found else 21 if response.status == 603 else 0
+    if cause in (3, 20):
+        return "CHANUNAVAIL", cause
+    return _STATUS.get(response.status, "CONGESTION"), cause
+
+
+def _parsed(uri: str) -> Uri | None:
+    try:
+        return Uri.parse(uri)
+    except Malformed:
+        return None

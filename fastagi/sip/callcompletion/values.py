@@ -1,0 +1,157 @@
+"""What is kept of callers and callees beyond the trunks: plain values, saved with the requests they belong to."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from fastagi.sip.package import parse_pidf
+from fastagi.sip.publication import Publication, Publisher
+from fastagi.sip.subscription import Notifier, Subscriber, SubscriberState
+
+OUR_USER: Final = re.compile(r"cc[mc]-[0-9a-f]{32}")
+"""The user part of a monitor URI (ccm-) or a cc-URI (ccc-) of ours."""
+RECALL_USER: Final = re.compile(r"cc-([0-9]{15})")
+"""What the dialplan dials for the CC call of that recall: no URI of a peer is ever dialled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The user parts of our URIs: nobody can guess them, and they are the same after a restart."""
+
+    secret: str
+
+    def monitor(self, call_id: str) -> str:
+        """Of the monitor URI of one call, by its Call-ID alone: the same in every response to it."""
+        return f"ccm-{self._hash('monitor', call_id)}"
+
+    def call(self, request: int) -> str:
+        """Of the cc-URI of one request."""
+        return f"ccc-{self._hash('call', str(request))}"
+
+    def _hash(self, kind: str, what: str) -> str:
+        words = f"{kind}\0{what}".encode("utf-8", "surrogateescape")
+        return hmac.digest(self.secret.encode(), words, "sha256").hex()[:32]
+
+    def to_json(self) -> str:
+        return json.dumps(self.secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What was learned of the PBX beyond a trunk."""
+
+    publish_event: str = "presence"
+    """The Event of a PUBLISH that it understands: RFC 6910, 8, says presence; chan_sip knows its old name only."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What was seen on the wire of a call on record: URIs verbatim."""
+
+    from_uri: str
+    to_uri: str
+    uri: str
+    """The request-URI."""
+    monitors: tuple[tuple[str, str], ...] = ()
+    """Each monitor URI with its ``m``."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Heard:
+        saved = json.loads(text)
+        return cls(**{**saved, "monitors": tuple((uri, m) for uri, m in saved["monitors"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A caller beyond a trunk who waits here: his PBX's subscription with us, and what it has published."""
+
+    request: int
+    trunk: str
+    callee: str
+    from_uri: str
+    monitor_user: str
+    call_user: str
+    notifier: Notifier
+    publication: Publication | None = None
+    open_since: float = 0.0
+
+    def closed(self, now: float) -> bool:
+        """Whether he is suspended; a ``closed`` whose time is over counts as ``open``."""
+        p = self.publication
+        return (
+            p is not None
+            and now < p.expires_at
+            and parse_pidf(p.body.encode("utf-8", "surrogateescape")) is False
+        )
+
+    def to_json(self) -> str:
+        publication = None if self.publication is None else self.publication.to_dict()
+        values = {name: getattr(self, name) for name in _AGENT}
+        return json.dumps({**values, "notifier": self.notifier.to_dict(), "publication": publication})
+
+    @classmethod
+    def from_json(cls, text: str) -> Agent:
+        saved = json.loads(text)
+        notifier = Notifier.from_dict(saved["notifier"])
+        publication = saved["publication"] and Publication.from_dict(saved["publication"])
+        return cls(**{**_only(_AGENT, saved), "notifier": notifier, "publication": publication})
+
+
+_AGENT = ("request", "trunk", "callee", "from_uri", "monitor_user", "call_user", "open_since")
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """A callee beyond a trunk who is waited for: our subscriptions there, and what we have published."""
+
+    request: int
+    trunk: str
+    heard: Heard
+    subscribers: tuple[Subscriber, ...]
+    publisher: Publisher | None = None
+    ready: bool = False
+    """The other PBX has said so, and no turn has used it yet."""
+    cc_uri: str = ""
+    """Of the latest NOTIFY that had one, verbatim."""
+    retention: bool = False
+    """The other PBX keeps the place in its queue when a CC call fails."""
+    called: bool = False
+    """A CC call is under way, or has just failed."""
+
+    @property
+    def alive(self) -> bool:
+        return any(s.state is not SubscriberState.ENDED for s in self.subscribers)
+
+    def to_json(self) -> str:
+        values = {name: getattr(self, name) for name in _MONITOR}
+        publisher = None if self.publisher is None else self.publisher.to_dict()
+        subscribers = [s.to_dict() for s in self.subscribers]
+        heard = self.heard.to_json()
+        return json.dumps({**values, "heard": heard, "subscribers": subscribers, "publisher": publisher})
+
+    @classmethod
+    def from_json(cls, text: str) -> Monitor:
+        saved = json.loads(text)
+        return cls(
+            **_only(_MONITOR, saved),
+            heard=Heard.from_json(saved["heard"]),
+            subscribers=tuple(Subscriber.from_dict(s) for s in saved["subscribers"]),
+            publisher=saved["publisher"] and Publisher.from_dict(saved["publisher"]),
+        )
+
+
+_MONITOR = ("request", "trunk", "ready", "cc_uri", "retention", "called")
+
+
+def _only(names: tuple[str, ...], saved: dict[str, Any]) -> dict[str, Any]:
+    return {name: saved[name] for name in names}
