@@ -1,7 +1,8 @@
-"""The command line: serve, check, list, show, cancel, history.
+"""The command line: serve, check, list, show, cancel, history, trunk show, trunk probe.
 
-``list``, ``show`` and ``history`` read the database and need no running server; ``cancel`` asks the server
-through its control socket. What comes from outside is printed without its control characters.
+``list``, ``show``, ``history`` and ``trunk show`` read the database and need no running server; ``cancel`` and
+``trunk probe`` ask the server through its control socket. What comes from outside is printed without its
+control characters.
 """
 
 import io
@@ -10,11 +11,11 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -25,6 +26,9 @@ from fastagi.completion.ports import LogEntry
 from fastagi.config import DEFAULT_PATH, Config, load
 from fastagi.errors import ConfigError, FastagiError, StoreError
 from fastagi.store.requests import Reader
+
+if TYPE_CHECKING:  # who does not ask of trunks does not wait for what speaks SIP to be read in
+    from fastagi.sip.callcompletion.overview import TrunkOverview
 
 COLUMNS = 100
 """What a table keeps to, where its data allow."""
@@ -219,6 +223,58 @@ def history(path: Path | None, as_json: bool, limit: int | None) -> None:
         )
 
 
+@main.group()
+def trunk() -> None:
+    """Call completion across the trunks to other PBXs."""
+
+
+@trunk.command("show")
+@click.argument("name", required=False)
+@_config
+@_json
+def trunk_show(name: str | None, path: Path | None, as_json: bool) -> None:
+    """Who waits across a trunk, or across all of them.
+
+    Every subscription, of ours there and of the other PBX here, as it is saved; and what was learned of that PBX.
+    """
+    from fastagi.sip.callcompletion.overview import overview
+
+    config = load(path)
+    reader = Reader(config.store)
+    trunks = overview([t.name for t in config.trunks], reader.kept(), reader.request, time.time())
+    if name is not None:
+        trunks = [t for t in trunks if t.trunk == name]
+        if not trunks:
+            raise ConfigError([f"there is no trunk {name}: it is not configured, and nothing is left of it"])
+    if as_json:
+        _print_json([asdict(each) for each in trunks])
+    elif not trunks:
+        click.echo("No trunk is configured.")
+    else:
+        click.echo("\n\n".join("\n".join(_of_trunk(config, each)) for each in trunks))
+
+
+@trunk.command("probe")
+@click.argument("name")
+@_config
+@_json
+def trunk_probe(name: str, path: Path | None, as_json: bool) -> None:
+    """Ask the PBX beyond a trunk whether it knows call completion; nobody is called.
+
+    The server must be running. It takes 8 seconds at most. The exit code is 1 if the other PBX does not know
+    call completion, or does not answer.
+    """
+    from fastagi import control
+
+    answer = control.probe(load(path).control, name)
+    if as_json and answer.report is not None:
+        _print_json(answer.report)
+    else:
+        for line in answer.sentence.splitlines():
+            click.echo(clean(line), err=answer.report is None)
+    sys.exit(0 if answer.ok else 1)
+
+
 # ------------------------------------------------------------------------------------------ what is printed
 
 
@@ -302,6 +358,26 @@ def _width(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
+def _of_trunk(config: Config, trunk: "TrunkOverview") -> Iterator[str]:
+    """A line on the trunk, and a paragraph on each subscription."""
+    count = len(trunk.subscriptions)
+    waits = f"{count} subscription{'s' * (count > 1)}" if count else "nobody waits across it"
+    habit = f"; PUBLISH by its old name (Event: {trunk.publish_event})" if trunk.has_old_name else ""
+    yield clean(f"Trunk {trunk.trunk}: {waits}{habit}.")
+    for subscription in trunk.subscriptions:
+        yield ""
+        for name, value in asdict(subscription).items():
+            if name in ("caller", "callee") and value:
+                value = _party(config, value).text()
+            yield f"{name:<20}  {clean(_words(value))}"
+
+
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value == "" else str(value)
+
+
 def _date(at: float, timespec: str = "seconds") -> str:
     return datetime.fromtimestamp(at).isoformat(" ", timespec)
 
@@ -345,8 +421,4 @@ def _value(config: Config, request: Request, field: "Field[Any]", now: float) ->
     if field.type is float:
         ago = f"{_span(now - value)} ago" if value <= now else f"in {_span(value - now)}"
         return f"{_date(value)} ({ago})" if value else "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return "&".join(value) or "-"
-    return "-" if value == "" else str(value)
+    return _words("&".join(value) if isinstance(value, tuple) else value)

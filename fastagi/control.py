@@ -1,7 +1,8 @@
-"""The control socket: how ``fastagi cancel`` and ``fastagi check`` reach the running server.
+"""The control socket: how ``cancel``, ``trunk probe`` and ``check`` reach the running server.
 
-A UNIX socket that only its owner may open (0600). One line of JSON asks, ``{"cancel": 17}`` or
-``{"ping": true}``; one line of JSON answers, ``{"ok": ..., "reason": ..., "sentence": ...}``.
+A UNIX socket that only its owner may open (0600). One line of JSON asks, ``{"cancel": 17}``,
+``{"probe": "mxone"}`` or ``{"ping": true}``; one line of JSON answers, ``{"ok": ..., "reason": ...,
+"sentence": ...}``, and, of what was probed, ``"report"``.
 """
 
 import json
@@ -24,10 +25,14 @@ from fastagi import __version__
 from fastagi.completion.model import Request
 from fastagi.completion.service import CompletionService
 from fastagi.errors import FastagiError, Refused
+from fastagi.sip.probe import Report
 
 LONGEST = 107  # unix(7): sun_path has 108 bytes, the last one is NUL
 TIMEOUT = 10.0
 """Seconds: to us for a question, to the server for its answer."""
+
+Probe = Callable[[str, Callable[[object], None]], None]
+"""Asks the PBX beyond the trunk of that name, and answers a `Report`, or the `Refused` that says why not."""
 
 
 class ControlError(FastagiError):
@@ -40,11 +45,12 @@ class NotRunning(ControlError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server says: ``reason`` for programs, ``sentence`` for people."""
+    """What the server says: ``reason`` for programs, ``sentence`` for people; ``report``: all of it, of a probe."""
 
     ok: bool
     reason: str
     sentence: str
+    report: dict[str, Any] | None = None
 
 
 class _Control(LineReceiver, TimeoutMixin):
@@ -53,8 +59,9 @@ class _Control(LineReceiver, TimeoutMixin):
     delimiter = b"\n"
     MAX_LENGTH = 1000
 
-    def __init__(self, service: CompletionService) -> None:
+    def __init__(self, service: CompletionService, probe: Probe) -> None:
         self._service = service
+        self._probe = probe
 
     def connectionMade(self) -> None:
         self.setTimeout(TIMEOUT)
@@ -71,6 +78,8 @@ class _Control(LineReceiver, TimeoutMixin):
         match asked:
             case {"cancel": int(id)} if not isinstance(id, bool):
                 self._service.cancel_id(id, self._cancelled)
+            case {"probe": str(trunk)}:
+                self._probe(trunk, self._probed)
             case {"ping": True}:
                 self._answer(Answer(True, "RUNNING", f"fastagi {__version__} is running"))
             case _:
@@ -84,14 +93,23 @@ class _Control(LineReceiver, TimeoutMixin):
             sentence = f"request {answer.id} of {answer.caller} for {answer.callee} is taken back"
             self._answer(Answer(True, answer.reason, sentence))
 
+    def _probed(self, answer: object) -> None:
+        if isinstance(answer, Refused):
+            self._answer(Answer(False, answer.reason, str(answer)))
+        else:
+            assert isinstance(answer, Report)
+            sentences, verdict = "\n".join(answer.sentences()), answer.call_completion
+            self._answer(Answer(answer.ok, verdict, sentences, answer.to_dict()))
+
     def _answer(self, answer: Answer) -> None:
-        self.transport.write(json.dumps(asdict(answer)).encode() + b"\n")
+        said = {name: value for name, value in asdict(answer).items() if value is not None}
+        self.transport.write(json.dumps(said).encode() + b"\n")
         self.transport.loseConnection()
 
 
-def listen(reactor: Any, path: Path, service: CompletionService) -> Callable[[], object]:
+def listen(reactor: Any, path: Path, service: CompletionService, probe: Probe) -> Callable[[], object]:
     """Serve the control socket at ``path``; answers what stops it again. Raises `ControlError`."""
-    factory = Factory.forProtocol(lambda: _Control(service))
+    factory = Factory.forProtocol(lambda: _Control(service, probe))
     factory.noisy = False
     old = os.umask(0o177)  # so that there is no moment at which others may open it
     try:
@@ -149,6 +167,11 @@ def cancel(path: Path, id: int) -> Answer:
     return _ask(path, {"cancel": id})
 
 
+def probe(path: Path, trunk: str) -> Answer:
+    """Have the running server ask the PBX beyond this trunk; its sentences are lines. Raises `ControlError`."""
+    return _ask(path, {"probe": trunk})
+
+
 def ping(path: Path) -> Answer:
     """Ask whether a server is running; raises `NotRunning` if none is, and `ControlError` if it is silent."""
     return _ask(path, {"ping": True})
@@ -163,7 +186,8 @@ def _ask(path: Path, question: dict[str, object]) -> Answer:
             connection.sendall(json.dumps(question).encode() + b"\n")
             with connection.makefile("rb") as answer:
                 values = json.loads(answer.readline(10_000))
-        return Answer(bool(values["ok"]), str(values["reason"]), str(values["sentence"]))
+        words, report = (str(values["reason"]), str(values["sentence"])), values.get("report")
+        return Answer(bool(values["ok"]), *words, report if isinstance(report, dict) else None)
     except FileNotFoundError:
         raise NotRunning(f"no server is running: there is no control socket {path}") from None
     except ConnectionRefusedError:

@@ -166,7 +166,7 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     except CannotListenError as error:
         where = f"{config.listen_host}:{config.listen_port}"
         raise ConfigError([f"nobody can listen on {where}: {error.socketError.strerror}"]) from error
-    stop_control = control.listen(reactor, config.control, service)
+    stop_control = control.listen(reactor, config.control, service, beyond.probe)
     beyond.resume(offers)
     for link in links.values():
         link.start()

@@ -22,6 +22,7 @@ LIGHT = "#eef3f8"
 TURN = "#fdf1d6"
 FILL = {
     State.OFFERED: "#ffffff",
+    State.REQUESTED: LIGHT,
     State.QUEUED: LIGHT,
     State.READY: TURN,
     State.CALLING: TURN,
@@ -30,6 +31,7 @@ FILL = {
 }
 WORDS = {
     State.OFFERED: "a failed call,<br/>may be asked for",
+    State.REQUESTED: "the PBX beyond the<br/>trunk is asked",
     State.QUEUED: "waits for the callee",
     State.READY: "the caller is rung",
     State.CALLING: "the callee is called",
@@ -38,7 +40,7 @@ WORDS = {
 }
 
 HOW = {
-    **dict.fromkeys(pairwise([*State][:5]), ", weight=100"),  # the straight way, drawn straight
+    **dict.fromkeys(pairwise([*State][:6]), ", weight=100"),  # the straight way, drawn straight
     (State.QUEUED, State.ENDED): ", tailport=se, headport=n",
     (State.READY, State.ENDED): ", tailport=se",
 }

@@ -35,7 +35,7 @@ _THROUGH = re.compile(
     r"PJSIP/(?:[A-Za-z0-9_.+*#-]{1,80}@([A-Za-z0-9_.+-]{1,80})|([A-Za-z0-9_.+-]{1,80})(?:/.*)?)",
     re.ASCII | re.DOTALL,
 )
-_CALL_ID = re.compile(r"[A-Za-z0-9_.!%*+~/@=-]{0,255}", re.ASCII)
+_CALL_ID = re.compile(r"[A-Za-z0-9_.!%*+~/@=:-]{0,255}", re.ASCII)
 
 LONGEST_DIAL = 1800
 """What one AGI line has room for; beyond it one contact of each device is rung, rather than none."""
@@ -110,7 +110,7 @@ def _through(text: str) -> str:
 def _call_id(text: str) -> str:
     if not _CALL_ID.fullmatch(text):
         raise Invalid(
-            f"{text[:60]!r} is no Call-ID: at most 255 letters, digits and _ . ! % * + ~ / @ = - are allowed"
+            f"{text[:60]!r} is no Call-ID: at most 255 letters, digits and _ . ! % * + ~ / @ = : - are allowed"
         )
     return text
 

@@ -4,13 +4,13 @@ Theory of operation
 -------------------
 Whatever arrives has one of four ends:
 
-================================================  =========================================================
-a SUBSCRIBE, NOTIFY or PUBLISH of the peer that    a server transaction: told to it once, answered as often
-`Completion` takes, and the CANCEL of one          as it comes
-an answer of the peer to a request of ours         the client transaction of that request: told once
-anything else of the peer, anything of Asterisk    the proxy, which passes it to the other side
-anything of anybody else                           dropped
-================================================  =========================================================
+===============================================  ==========================================================
+a SUBSCRIBE, NOTIFY or PUBLISH of the peer that  a server transaction: told to it once, answered as often
+`Completion` takes, and the CANCEL of one        as it comes
+an answer of the peer to a request of ours       the client transaction of that request: told once
+anything else of the peer, anything of Asterisk  the proxy, which passes it to the other side
+anything of anybody else                         dropped
+===============================================  ==========================================================
 
 Calls never suffer: where `Completion` fails on a message that passes, it passes as it came, and the fault is
 logged.  What is for `Completion` alone and fails there is answered 500: Asterisk could only refuse it, and

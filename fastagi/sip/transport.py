@@ -225,10 +225,7 @@ class _Streams(Factory):
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        trunk = link.trunk
-        self._configured = [
-            Address(str(ip_address(host)), port) for host, port in (trunk.asterisk, *trunk.peer)
-        ]
+        self._configured = (link.trunk.asterisk, *link.trunk.peer)
         self._all: set[_Connection] = set()
         self._usable: dict[Address, _Connection] = {}  # by the other end, the latest of each
         self._port: Any = None
@@ -300,15 +297,11 @@ class _Streams(Factory):
             return to
         return next((known for known in self._configured if known.host == to.host), None)
 
-    def _connect(self, to: Address) -> _Connection | None:
+    def _connect(self, to: Address) -> _Connection:
         host = self.link.trunk.listen.host
         source = None if ip_address(host).is_unspecified else (host, 0)
         connection = _Connection(self, to)
-        try:
-            factory = _Opening(connection)
-            connection.connector = self.link.reactor.connectTCP(*to, factory, CONNECT, source)
-        except OSError:  # A link-local address without its interface
-            return None
+        connection.connector = self.link.reactor.connectTCP(*to, _Opening(connection), CONNECT, source)
         self.opened(connection)
         return connection
 
@@ -417,6 +410,7 @@ class _Connection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._leaving = self.aborted = True
         self.ends_at = inf
+        self._unsent.clear()
         self._streams.gone(self)
 
     def _note(self, what: str) -> None:
@@ -425,8 +419,6 @@ class _Connection(Protocol):
     # Reading
 
     def dataReceived(self, data: bytes) -> None:
-        if self._leaving:
-            return
         self._heard = self._streams.link.reactor.seconds()
         found = self._framer.feed(data)
         for one in found:

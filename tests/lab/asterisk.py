@@ -5,9 +5,9 @@
     with asterisk:
         print(asterisk.cli("core show channels"))
 
-Several may run at once, each in its folder, on loopback addresses of their own if they are to be told apart by
-address.  What is in the folder outlives a restart, as on a real machine:
-registrations, the call files in the spool, the log.
+Several may run at once, each in its folder, and each on a loopback address of its own where that matters.
+What is in the folder outlives a restart, as on a real machine: registrations, the call files in the spool,
+the log.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Debian's packages are fetched by apt-get with a state of its own, their signatures checked, and unpacked
 into one tree.  Its programs run through the tree's own loader and libraries, so the host's do not matter.
 
-A tree beside it holds Asterisk 16, whose chan_sip speaks call completion over a trunk by itself: the foreign PBX
-of the tests.
+A tree beside it holds Asterisk 16, whose chan_sip speaks call completion over a trunk by itself: the foreign
+PBX of the tests.
 """
 
 from __future__ import annotations

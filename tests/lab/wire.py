@@ -1,15 +1,15 @@
-"""The wire between two SIP elements: passes on what either sends, keeps it, and loses or delays what a test names.
+"""The wire between two SIP elements: passes on what either sends, keeps it, and loses or delays what a test says.
 
     wire = Wire(a=(("127.0.1.3", 5070), ("127.0.1.9", 5070)), b=(("127.0.2.3", 5070), ("127.0.2.9", 5070)))
     with wire:
         lost = wire.lose("NOTIFY", times=2)
         wire.wait("NOTIFY", way="a>b", body="cc-state: ready")
 
-Each side has its own address and the one at which it meets the wire, which it takes for its peer.  Over TCP every
-connection of one side becomes one to the other, which comes from the wire's address too.
+Each side has its own address and the one at which it meets the wire, which it takes for its peer.  Over TCP
+every connection of one side becomes one to the other, which comes from the wire's address too.
 
-Things to keep in mind: the wire stands in no Via.  An answer that is sent to the port of a Via and not to where the
-request came from finds its way only if all four addresses have one port; hosts tell them apart.
+Things to keep in mind: the wire stands in no Via.  An answer that is sent to the port of a Via and not to where
+the request came from finds its way only if all four addresses have one port; hosts tell them apart.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Fault:
 
 
 class Wire:
-    """Messages are kept in the order in which they came, their direction ``a>b`` or ``b>a``, the lost ones too."""
+    """Keeps every message in the order in which they came, the lost ones too; a direction is ``a>b`` or ``b>a``."""
 
     def __init__(
         self, a: tuple[Address, Address], b: tuple[Address, Address], transport: str = "udp"

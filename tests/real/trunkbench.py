@@ -3,8 +3,8 @@
     Asterisk a - element a - wire - element b - Asterisk b       TwoPbx
     Asterisk a - element a - wire - Asterisk 16                  Foreign
 
-The elements are the sites' own fastagi servers.  Everybody has an address of his own and all have one port, so the
-wire needs no Via, and several benches may run at once.
+The elements are the sites' own fastagi servers.  Everybody has an address of his own and all have one port,
+which is new for each bench: the wire needs no Via, and several benches may run at once.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class Joined(Words):
 
 
 class TwoPbx(Joined):
-    """Site a with phones 1000 to 3000, site b with 4000 to 6000; each reaches the other through both elements."""
+    """Site a with phones 1000 to 3000, site b with 4000 to 6000, and both elements between them."""
 
     def __init__(self, folder: Path, tree: Tree, *, transport: str = "udp", qualify: float = 0) -> None:
         port = free_port(*HOSTS)
@@ -254,6 +254,11 @@ class ForeignPbx(Pbx):
         dialplan = SITE16.format(ring=20, seen=SEEN, peer=PEER_OF_FOREIGN, own=own, others=others)
         trunk = Peer(PEER_OF_FOREIGN, *self.peer, "from-trunk")
         asterisk.connect(dialplan, _endpoints(self.names), trunk)
+
+    def close_phones(self, *, abruptly: bool = False) -> None:
+        if not abruptly:  # while the other side can still be told of it
+            self.asterisk.cli("cc cancel all")
+        super().close_phones(abruptly=abruptly)
 
 
 def _calls(pbx: Pbx) -> list[str]:

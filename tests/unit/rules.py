@@ -1,7 +1,7 @@
 """A small world to try the rules in: a clock that is moved, and hand-written fakes that write one transcript."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from fastagi.completion.model import (
     OPEN,
@@ -15,8 +15,15 @@ from fastagi.completion.model import (
     Request,
     Settings,
 )
-from fastagi.completion.ports import Changes, LogEntry
-from fastagi.completion.service import CompletionService, FailedCall, Place, RecallPlan, Target
+from fastagi.completion.ports import Beyond, Changes, LogEntry
+from fastagi.completion.service import (
+    NOT_WATCHABLE,
+    CompletionService,
+    FailedCall,
+    Place,
+    RecallPlan,
+    Target,
+)
 from fastagi.errors import Refused
 
 IDLE, RINGING, IN_USE, GONE = Presence.IDLE, Presence.RINGING, Presence.IN_USE, Presence.GONE
@@ -54,12 +61,18 @@ class Clock:
         """Seconds from now to each call that is armed."""
         return sorted(t.when - self._now for t in self.timers if not t.cancelled)
 
+    def clear(self) -> None:
+        """The process that armed them is gone."""
+        self.timers.clear()
+
     def move(self, seconds: float) -> None:
         """Later, with no timer run on the way: what is due is run by the next ``advance``."""
         self._now += seconds
 
-    def advance(self, seconds: float, between: Callable[[], None] = lambda: None) -> None:
-        """Later, running what falls due on the way; ``between`` after each."""
+    def advance(
+        self, seconds: float, between: Callable[[], None] = lambda: None, most: int = 100_000
+    ) -> None:
+        """Later, running what falls due on the way, at most so many calls; ``between`` after each."""
         end = self._now + seconds
         runs = 0
         while due := [t for t in self.timers if not t.cancelled and t.when <= end]:
@@ -69,7 +82,7 @@ class Clock:
             timer.call()
             between()
             runs += 1
-            assert runs < 100_000, f"a timer is armed again and again at {self._now}"
+            assert runs < most, f"a timer is armed again and again at {self._now}"
         self.timers = [t for t in self.timers if not t.cancelled]
         self._now = end
         between()
@@ -109,6 +122,7 @@ class FakeStore:
         self.offers: dict[int, Offer] = {}
         self.requests: dict[int, Request] = {}
         self.log: list[LogEntry] = []
+        self.kept: dict[tuple[str, str], str] = {}
         self.last_id = 0
         self.held = False
         self.error: Exception | None = None
@@ -131,9 +145,10 @@ class FakeStore:
     def release(self) -> None:
         """The commit under way is done, or has failed with ``error``."""
         (changes, done), self._waiting = self._waiting[0], []
-        if self.error is not None:
+        error = self.error or _unwritable(changes)
+        if error is not None:
             self._events.append("not saved")
-            done(self.error)
+            done(error)
             return
         self._write(changes)
         done(None)
@@ -151,15 +166,32 @@ class FakeStore:
             "a change without its row in the log"
         )
         for offer in changes.offers:
-            assert offer.id not in self.offers or offer.reason == "COMPLETED"
+            old = self.offers.get(offer.id)
+            assert old is None or offer.reason == "COMPLETED" or old.reason == NOT_WATCHABLE
             self.offers[offer.id] = offer
         for id in changes.forgotten_offers:
             del self.offers[id]
         self.requests.update(changes.requests)
         self.log += changes.log
+        for key, value in changes.kept.items():
+            self.kept.pop(key, None)
+            if value is not None:
+                self.kept[key] = value.to_json()
         self.last_id = max([self.last_id, *self.offers, *self.requests])
         if changes.prune_before is not None:
             self.pruned.append(changes.prune_before)
+
+
+def _unwritable(changes: Changes) -> Exception | None:
+    """SQLite takes no text that is not UTF-8, and what was not UTF-8 on the wire is a surrogate here."""
+    rows: list[Offer | Request | LogEntry] = [*changes.offers, *changes.requests.values(), *changes.log]
+    texts = [str(getattr(row, f.name)) for row in rows for f in fields(row)]
+    texts += [text for key, value in changes.kept.items() for text in (*key, value.to_json() if value else "")]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        return error
+    return None
 
 
 class FakeAgent:
@@ -219,11 +251,11 @@ class World:
     """One PBX: phones are idle until said otherwise, and are seen at once by whoever watches them."""
 
     limits: Limits = field(default_factory=Limits)
+    clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self.events: list[str] = []
         self.logged: list[str] = []
-        self.clock = Clock()
         self.directory = FakeDirectory()
         self.store = FakeStore(self.events)
         self.agent = FakeAgent(self.events)
@@ -236,7 +268,7 @@ class World:
     def restart(self) -> None:
         """The process died, and another goes on with what was saved."""
         self.store.crash()
-        self.clock.timers.clear()
+        self.clock.clear()
         self.monitor = FakeMonitor()
         self.service = CompletionService(
             store=self.store,
@@ -247,10 +279,20 @@ class World:
             limits=self.limits,
             new_recall_id=self._new_recall_id,
             log=self.logged.append,
+            beyond=self.beyond(),
         )
+        offers = list(self.store.offers.values())
+        self.joined(offers)
         open_requests = [r for r in self.store.requests.values() if r.state in OPEN]
-        self.service.start(list(self.store.offers.values()), open_requests, self.store.last_id)
+        self.service.start(offers, open_requests, self.store.last_id, dict(self.store.kept))
         self.look()
+
+    def beyond(self) -> Beyond | None:
+        """What the rules know of the trunks; None: there are none."""
+        return None
+
+    def joined(self, offers: list[Offer]) -> None:
+        """The service is made, and not started yet."""
 
     def _new_recall_id(self) -> str:
         self._recalls += 1

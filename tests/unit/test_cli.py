@@ -93,7 +93,7 @@ class Site:
         assert errors == [None]
 
     def run(self, *words: str) -> Result:
-        return CliRunner().invoke(cli.main, [words[0], "--config", str(self.config), *words[1:]])
+        return CliRunner().invoke(cli.main, [*words, "--config", str(self.config)])
 
     def lines(self, *words: str) -> list[str]:
         """What it prints, when all is well."""
@@ -117,7 +117,7 @@ class Site:
         return finished(self.command("serve"))
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "fastagi", words[0], "--config", str(self.config), *words[1:]]
+        return [sys.executable, "-m", "fastagi", *words, "--config", str(self.config)]
 
     def findings(self) -> dict[str, tuple[str, str]]:
         found = json.loads(self.run("check", "--json").stdout)
@@ -260,6 +260,8 @@ def test_list_as_json_has_the_names_of_the_model(site: Site) -> None:
         "recall_ends": None,
         "ended_at": None,
         "reason": "",
+        "agent": "",
+        "monitor": "",
     }
     assert list(listed) == [field.name for field in fields(Request)]
 
@@ -300,6 +302,8 @@ def test_show_tells_all_about_one_request(site: Site) -> None:
         "recall_ends     -",
         "ended_at        -",
         "reason          -",
+        "agent           -",
+        "monitor         -",
         "",
         "TIME                 CHANGE             WHY",
         "2026-07-29 14:10:00  OFFERED -> QUEUED  1001 asked to be called back by 1002",
@@ -369,6 +373,7 @@ def test_history_of_nothing(site: Site) -> None:
 
 # what is common to them
 
+EVERY = [["list"], ["show", "7"], ["history"], ["cancel", "7"], ["trunk", "show"], ["trunk", "probe", "mxone"]]
 
 EVIL = "\x1b]0;owned\x07\x9b2J\u202e\r\n\x00"
 
@@ -390,13 +395,13 @@ def test_no_control_character_reaches_the_terminal(site: Site) -> None:
     assert r"\x1b]0;owned\x07\x9b2J\u202e\r\n\x00" in site.lines("show", "1")[-1]
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", "7"], ["history"]])
+@pytest.mark.parametrize("words", [["list"], ["show", "7"], ["history"], ["trunk", "show"]])
 def test_without_a_database(site: Site, words: list[str]) -> None:
     sentence = f"there is no database {site.store} yet: fastagi serve makes it at its first start"
     assert site.fault(*words) == [sentence]
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", "7"], ["history"], ["cancel", "7"], ["serve"]])
+@pytest.mark.parametrize("words", [*EVERY, ["serve"]])
 def test_a_broken_configuration_is_told_with_all_its_faults(site: Site, words: list[str]) -> None:
     site.configure("listen: here\nallow: there\n")
     told = site.fault(*words)
@@ -428,6 +433,7 @@ def test_help_names_every_command() -> None:
         "list",
         "serve",
         "show",
+        "trunk",
     ]
 
 
@@ -467,8 +473,7 @@ def unprivileged(site: Site, *words: str) -> tuple[int, str, str]:
         f"    os.setgroups([]), os.setresgid(*[{NOBODY}] * 3), os.setresuid(*[{NOBODY}] * 3)\n"
         "main(sys.argv[1:])\n"
     )
-    words = (words[0], "--config", str(site.config), *words[1:])
-    return finished([sys.executable, "-c", program, *words])
+    return finished([sys.executable, "-c", program, *words, "--config", str(site.config)])
 
 
 def give_to_nobody(site: Site) -> None:
@@ -711,7 +716,7 @@ def test_check_and_serve_where_nothing_may_be_written(site: Site, check: str, pl
     assert {"check": check, "result": "fault", "sentence": sentence} in json.loads(printed)
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", "7"], ["history"], ["cancel", "7"]])
+@pytest.mark.parametrize("words", EVERY)
 def test_another_user_is_told_to_be_asterisks(site: Site, words: list[str]) -> None:
     site.save(request(7))
     give_to_nobody(site)

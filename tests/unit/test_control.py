@@ -24,6 +24,7 @@ from fastagi import __version__, control
 from fastagi.completion.model import Context, Device, Number, Request, Service, State
 from fastagi.control import Answer, ControlError, NotRunning
 from fastagi.errors import Refused
+from fastagi.sip.probe import Report, Verdict
 
 REQUEST = Request(
     id=17,
@@ -36,6 +37,19 @@ REQUEST = Request(
     state=State.QUEUED,
     why="was busy (BUSY, cause 17)",
 )
+
+
+REPORT = Report("mxone", "192.0.2.10:5060", 200, True, 481, Verdict.YES, 2, 1, "presence")
+
+
+def probe(trunk: str, done: Callable[[object], None]) -> None:
+    """Stands for the trunks: there are two, and the PBX beyond one of them is silent."""
+    if trunk == "mxone":
+        done(REPORT)
+    elif trunk == "silent":
+        done(replace(REPORT, trunk=trunk, options=None, subscribe=None, call_completion=Verdict.SILENT))
+    else:
+        done(Refused("NO_SUCH_TRUNK", f"the running server has no trunk {trunk}"))
 
 
 class Rules:
@@ -61,7 +75,7 @@ def path() -> Iterator[Path]:
 @asynccontextmanager
 async def listening(path: Path, rules: Rules | None = None) -> AsyncIterator[Rules]:
     rules = rules or Rules()
-    stop = control.listen(reactor, path, cast(Any, rules))
+    stop = control.listen(reactor, path, cast(Any, rules), probe)
     try:
         yield rules
     finally:
@@ -118,6 +132,40 @@ async def test_a_ping_tells_the_version_and_asks_nothing_of_the_rules(path: Path
     assert rules.asked == []
 
 
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_what_a_probe_has_found_comes_in_sentences_and_in_full(path: Path) -> None:
+    async with listening(path) as rules:
+        found = await in_thread(control.probe, path, "mxone")
+        silent = await in_thread(control.probe, path, "silent")
+        unknown = await in_thread(control.probe, path, "other")
+    assert found == Answer(True, "yes", "\n".join(REPORT.sentences()), REPORT.to_dict())
+    assert (silent.ok, silent.reason, silent.report["options"]) == (False, "no answer", None)
+    assert unknown == Answer(False, "NO_SUCH_TRUNK", "the running server has no trunk other")
+    assert rules.asked == []
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_who_does_not_wait_for_a_probe_does_no_harm(path: Path) -> None:
+    found: list[Callable[[object], None]] = []
+    asked: Deferred[None] = Deferred()
+
+    def slow(trunk: str, done: Callable[[object], None]) -> None:
+        found.append(done)
+        asked.callback(None)
+
+    stop = control.listen(reactor, path, cast(Any, Rules()), slow)
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b'{"probe": "mxone"}\n')
+            await asked
+        assert (await in_thread(control.ping, path)).ok  # by now the server knows that he is gone
+        found[0](REPORT)
+        assert (await in_thread(control.ping, path)).ok
+    finally:
+        await maybeDeferred(stop)
+
+
 @pytest.mark.parametrize(
     "question",
     [
@@ -131,6 +179,8 @@ async def test_a_ping_tells_the_version_and_asks_nothing_of_the_rules(path: Path
         b'{"cancel": 17.0}',
         b'{"cancel": null}',
         b'{"ping": false}',
+        b'{"probe": 17}',
+        b'{"probe": null}',
         b"\xff\xfe",
         b"[" * 990,
         b'{"cancel": ' + b"9" * 900,
@@ -199,7 +249,7 @@ def test_something_else_in_its_place_is_left_as_it_is(path: Path, kind: str) -> 
             mine.bind(str(other))
     before = path.lstat()
     with pytest.raises(ControlError) as caught:
-        control.listen(reactor, path, cast(Any, Rules()))
+        control.listen(reactor, path, cast(Any, Rules()), probe)
     assert str(caught.value) == (
         f"the control socket {path} cannot be made: there is something else in its place"
     )
@@ -214,7 +264,7 @@ def test_without_its_folder_it_cannot_be_made(path: Path, parent: str, why: str)
     path.with_name("file").touch()
     place = path.with_name(parent) / "s"
     with pytest.raises(ControlError) as caught:
-        control.listen(reactor, place, cast(Any, Rules()))
+        control.listen(reactor, place, cast(Any, Rules()), probe)
     assert str(caught.value) == f"the control socket {place} cannot be made: {why}"
     del caught
     gc.collect()  # Twisted leaves the socket that it could not bind to the garbage collector
@@ -258,5 +308,5 @@ async def test_a_living_servers_socket_is_not_taken_over(path: Path, monkeypatch
     monkeypatch.setattr(control, "ping", lambda path: Answer(True, "RUNNING", "fastagi is running"))
     async with listening(path) as rules:
         with pytest.raises(ControlError, match="another server's: fastagi is running"):
-            control.listen(reactor, path, cast(Any, rules))
+            control.listen(reactor, path, cast(Any, rules), probe)
         assert path.exists()

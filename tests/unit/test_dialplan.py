@@ -17,6 +17,7 @@ CONTEXTS = {
     "cc-agi",
     "cc-ask",
     "cc-call",
+    "cc-callid",
     "cc-cause",
     "cc-dial",
     "cc-features",
@@ -76,12 +77,20 @@ def test_the_names_shared_with_the_server() -> None:
         "CC_OUTCOME",
         "CC_GO_REASON",
         "CC_TARGET_CONTEXT",
+        "CC_TRUNK_STATUS",
     }
     read = set(re.findall(r"\$\{(CC_[A-Z_]+)", code(TEXT)))
-    unread = {"CC_REASON", "CC_REQUEST_REASON", "CC_CANCEL_REASON"}  # for the site
+    unread = {"CC_REASON", "CC_CANCEL_REASON"}  # for the site
     assert ours - read == told | unread
     own = {n for n in read if n.startswith(("CC_NOTE_", "CC_CODE_"))}
-    assert read - ours - own == {"CC_AGI", "CC_RECALL_ID", "CC_TRIES", "CC_TOLD", "CC_POLL_AGI", "CC_DIGIT"}
+    theirs = {"CC_AGI", "CC_RECALL_ID", "CC_TRIES", "CC_TOLD", "CC_POLL_AGI", "CC_DIGIT", "CC_OUT_CALLID"}
+    assert read - ours - own == theirs
+
+
+def test_a_reason_that_is_told_in_words_is_one_of_the_servers() -> None:
+    told = set(re.findall(r'"\$\{CC_REQUEST_REASON\}" = "([A-Z_]+)"', code(TEXT)))
+    source = "".join(path.read_text() for path in (TOP / "fastagi").rglob("*.py"))
+    assert told and all(f'"{reason}"' in source for reason in told)
 
 
 def test_no_pattern_ends_open_but_that_of_a_feature_code() -> None:

@@ -27,6 +27,8 @@ from fastagi.completion import book, machine, model, ports, queue, service, turn
 from fastagi.completion.model import Limits, Number, Settings
 from fastagi.config import load
 from fastagi.errors import ConfigError
+from fastagi.sip.callcompletion import monitors
+from fastagi.sip.callcompletion.monitors import REFUSED
 from fastagi.sip.trunk import Trunk
 
 TOP = Path(__file__).parents[2]
@@ -193,6 +195,7 @@ def test_whose_setting_it_is() -> None:
 SERVICE = ast.parse(Path(str(service.__file__)).read_text())
 MACHINE = ast.parse(Path(str(machine.__file__)).read_text())
 TURNS = ast.parse(Path(str(turns.__file__)).read_text())
+MONITORS = ast.parse(Path(str(monitors.__file__)).read_text())
 ROUTES = ast.parse((TOP / "fastagi/agi/routes.py").read_text())
 REASON = re.compile(r"[A-Z]{2,}(_[A-Z]+)*")
 DIALSTATUS = {"CONGESTION"}
@@ -234,15 +237,15 @@ def strings(node: ast.AST) -> set[str]:
 
 
 def not_offered() -> set[str]:
-    """What `_offerable` answers beside a service, and the DIALSTATUS itself."""
+    """What `_not_offered` answers, and the DIALSTATUS itself."""
     returned = {
         word
-        for node in ast.walk(functions(SERVICE)["_offerable"])
-        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
-        for word in strings(node.value.elts[0])
+        for node in ast.walk(functions(SERVICE)["_not_offered"])
+        if isinstance(node, ast.Return) and node.value is not None
+        for word in strings(node.value)
     }
     assert {"NO_SUCH_NUMBER", "NOT_REACHED"} <= returned
-    return returned | DIALSTATUS
+    return returned | DIALSTATUS | {service.NOT_WATCHABLE}
 
 
 # Of the machine's refusals, only these can be met by a script; _apply() calls the machine for all of them.
@@ -261,11 +264,22 @@ def ends(nodes: list[ast.AST]) -> set[str]:
     return {word for call in named for word in strings(call.args[2])}
 
 
+def ended_there() -> set[str]:
+    """The words of every ``MonitorEnded("WORD", ...)``: the other PBX does not, or no longer, watch him."""
+    calls = [n for tree in (SERVICE, MONITORS) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    named = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "MonitorEnded"]
+    named += [c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "MonitorEnded"]
+    return {word for call in named for word in strings(call.args[0])} | {w for w, _ in REFUSED.values()}
+
+
 def test_reasons_of_a_request() -> None:
     said = refusals(reached(SERVICE, "_ask")) | not_offered() | BROKEN | WHO
     said |= {w for w in strings(functions(ROUTES)["request"]) if w != "SUCCESS" and not w.startswith("CC_")}
     said |= said_by_dialplan("CC_REQUEST_REASON")
-    said |= {w for w in strings(functions(SERVICE)["_call_over"]) if w.isupper() and w != "ANSWER"}
+    said |= {w for w in strings(functions(SERVICE)["call_ended"]) if w.isupper() and w != "ANSWER"}
+    # What `service.accepted` says: how a request ended before the other PBX had accepted it.
+    rules = {row.rule.__name__ for (state, _), row in machine.TABLE.items() if state is model.State.REQUESTED}
+    said |= ended_there() | ends(reached(MACHINE, *rules))
     assert words("``CC_REQUEST_REASON``, after") == said
 
 
@@ -276,7 +290,7 @@ def test_reasons_of_a_cancel() -> None:
 
 def test_reasons_of_a_call() -> None:
     said = refusals(reached(SERVICE, "_offer")) | not_offered() | BROKEN | WHO | said_by_dialplan("CC_REASON")
-    said |= refusals(reached(SERVICE, "_call_over")) | refusals(reached(ROUTES, "_recall_id")) | {"RETAINED"}
+    said |= refusals(reached(SERVICE, "call_ended")) | refusals(reached(ROUTES, "_recall_id")) | {"RETAINED"}
     said |= refusals(reached(MACHINE, "step"))  # a call that ends before the server knows that it began
     said |= ends(reached(MACHINE, "_call_failed"))
     assert words("``CC_REASON``, after") == said
@@ -284,7 +298,8 @@ def test_reasons_of_a_call() -> None:
 
 def test_outcomes() -> None:
     keywords = [n for n in ast.walk(MACHINE) if isinstance(n, ast.keyword) and n.arg == "reason"]
-    assert words("How a request ended") == ends([MACHINE]) | {w for k in keywords for w in strings(k.value)}
+    said = ends([MACHINE]) | {w for k in keywords for w in strings(k.value)} | ended_there()
+    assert words("How a request ended") == said
 
 
 def test_no_reason_is_left_out() -> None:

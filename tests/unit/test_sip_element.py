@@ -855,11 +855,14 @@ def test_an_answer_that_cannot_be_sent_is_a_500() -> None:
 
 
 def test_a_fault_of_the_proxy_stays_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise Fault
+
     world = World()
-    monkeypatch.setattr(world.element._proxy, "forward", lambda *args: {}["no"])
+    monkeypatch.setattr(world.element._proxy, "forward", fails)
     world.came(a_request("INVITE"))
     assert world.sent == []
-    assert "KeyError" in world.lines[0]
+    assert "Fault" in world.lines[0]
 
 
 def test_one_fault_does_not_keep_news_from_others() -> None:
@@ -1229,6 +1232,14 @@ def test_after_the_end_nothing_is_taken_sent_or_told(trunk: Trunk) -> None:
     assert (len(world.completion.events), world.lines) == before
     assert world.sent == []
     assert world.clock.armed() == []
+
+
+def test_what_is_asked_after_the_end_wakes_nobody() -> None:
+    world = World()
+    world.element.close()
+    world.element.ask(our_request())
+    assert world.clock.armed() == []
+    assert world.idle
 
 
 # -------------------------------------------------------------------------------------------- limits.py alone

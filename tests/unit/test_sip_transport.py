@@ -45,7 +45,7 @@ class Turned:
     """The reactor, with the time of a Clock."""
 
     def __init__(self, clock: Clock) -> None:
-        self.seconds, self.callLater = clock.seconds, clock.callLater
+        self.clock, self.seconds, self.callLater = clock, clock.seconds, clock.callLater
 
     def __getattr__(self, name: str) -> Any:
         return getattr(installed, name)
@@ -90,7 +90,8 @@ class Element:
     def look(self) -> None:
         for entry in [e for e in self._waiting if e[0]()]:
             self._waiting.remove(entry)
-            entry[1].callback(None)
+            # Not now: we are in the middle of the link's work.
+            cast(Any, installed).callLater(0, entry[1].callback, None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         if not condition():
@@ -125,6 +126,8 @@ async def linked(of: Trunk, reactor: Any = installed) -> AsyncIterator[tuple[Lin
         yield link, element
     finally:
         await link.stop()
+        if isinstance(reactor, Turned):
+            assert reactor.clock.getDelayedCalls() == []
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ def stream(clients: ExitStack, link: Link, host: str = PEER) -> socket.socket:
 
 def listener(clients: ExitStack, host: str = PEER, port: int = 0, backlog: int = 5) -> socket.socket:
     server = clients.enter_context(socket.socket(family(host), socket.SOCK_STREAM))
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     server.settimeout(PATIENCE)
     server.bind((host, port))
     server.listen(backlog)
@@ -277,7 +280,7 @@ async def test_what_cannot_be_sent_is_dropped_and_noted(clients: ExitStack) -> N
     client = datagrams(clients)
     async with linked(trunk("udp", where(client))) as (link, element):
         link.send(b"x" * 65508, where(client))
-        link.send(b"x", Address("phone.example.com", 5060))  # is not looked up
+        link.send(b"x", Address("localhost", 5060))  # is not looked up
         link.send(b"x", Address("a" * 80, 5060))
         link.send(b"x", Address("2001:db8::1", 5060))
         link.send(b"x", where(client), None)
@@ -426,6 +429,30 @@ async def test_who_listens_everywhere_connects_from_anywhere(clients: ExitStack,
 
 
 @run  # type: ignore[untyped-decorator]
+async def test_two_connections_with_the_same_other_end(clients: ExitStack) -> None:
+    """The peer connects from the port on which it listens."""
+    server = listener(clients)
+    async with linked(trunk("tcp", where(server))) as (link, element):
+        link.send(b"request", where(server))
+        connection = await accepted(clients, server)
+        assert await read(connection, 7) == b"request"
+        client = clients.enter_context(socket.socket())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        client.settimeout(PATIENCE)
+        client.bind(where(server))
+        client.connect(link.address)
+        client.sendall(message("one"))
+        await element.hears("one")
+        connection.sendall(message("two"))
+        await element.hears("two")
+        connection.close()
+        await served(clients, link, element)
+        link.send(b"answer", where(server))
+        assert await read(client, 6) == b"answer"
+        assert element.gone == []
+
+
+@run  # type: ignore[untyped-decorator]
 async def test_nothing_is_opened_to_others(clients: ExitStack) -> None:
     """Neither to a stranger nor to one of ``allow``, who may connect to us."""
     server = listener(clients, STRANGER)
@@ -525,6 +552,24 @@ async def test_a_keep_alive_is_answered(clients: ExitStack) -> None:
         assert element.words == ["one"]
 
 
+@run  # type: ignore[untyped-decorator]
+async def test_a_dead_peer_is_noticed(clients: ExitStack) -> None:
+    """By the kernel, on connections of both kinds."""
+    server = listener(clients)
+    async with linked(trunk("tcp", where(server))) as (link, element):
+        link.send(b"request", where(server))
+        connection = await accepted(clients, server)
+        stream(clients, link)
+        await element.until(lambda: len(element.asked) == 1)
+        assert await read(connection, 7) == b"request"
+        both = [cast(socket.socket, c.transport.getHandle()) for c in cast(Any, link)._wire._all]
+        assert len(both) == 2
+        for sock in both:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 32000
+
+
 @pytest.mark.parametrize(
     "half", [HALF, HALF[:-4], HALF[:70], b"O"], ids=["in the body", "before it", "in the headers", "one byte"]
 )
@@ -584,8 +629,14 @@ async def test_every_message_has_a_time_of_its_own(clients: ExitStack) -> None:
             clock.advance(transport.HALF - 1)
             client.sendall(message(str(n))[90:] + message(str(n + 1))[:90])
             await element.hears(str(n))
-        clock.advance(transport.HALF)
+        clock.advance(transport.HALF - 5)
+        later = stream(clients, link)
+        later.sendall(message("later") + HALF)
+        await element.hears("later")
+        clock.advance(5)
         assert await ended(client) == b""
+        clock.advance(transport.HALF - 5)
+        assert await ended(later) == b""
 
 
 BROKEN = {
@@ -637,11 +688,14 @@ async def test_the_last_answer_arrives_whatever_comes_behind_the_request(clients
 @run  # type: ignore[untyped-decorator]
 async def test_who_does_not_close_then_is_cut_off(clients: ExitStack) -> None:
     clock = Clock()
-    async with linked(trunk("tcp", Address(PEER, 5060)), Turned(clock)) as (link, element):
+    server = listener(clients)
+    async with linked(trunk("tcp", where(server)), Turned(clock)) as (link, element):
         client = stream(clients, link)
         client.sendall(BROKEN["HTTP"])
         assert await ended(client) == b""
-        client.sendall(message("too late"))
+        client.sendall(message("too-late"))
+        link.send(b"answer", where(server), where(client).port)
+        assert await read(await accepted(clients, server), 6) == b"answer"
         await served(clients, link, element)
         assert element.gone == []
         clock.advance(transport.LINGER)
@@ -702,13 +756,14 @@ async def test_the_most_crowded_host_makes_room(clients: ExitStack, monkeypatch:
                 await element.hears(f"crowd{n}")
             clock.advance(1)
         crowd[0].sendall(message("crowd0-again"))
-        await element.hears("crowd0-again")
-        for n, host in enumerate(["127.0.2.2", PEER, ASTERISK, "127.0.2.3"]):
+        crowd[3].sendall(BROKEN["HTTP"])
+        await element.hears("crowd0-again", "Malformed")
+        for n, host in enumerate(["127.0.2.2", PEER, ASTERISK, "127.0.2.3", "127.0.2.4"]):
             stream(clients, link, host).sendall(message(f"other{n}"))
             await element.hears(f"other{n}")
-        await element.until(lambda: len(element.gone) == 2)
-        # The one that never spoke, then the one that was silent longest
-        assert element.gone == [where(crowd[2]), where(crowd[1])]
+        await element.until(lambda: len(element.gone) == 3)
+        # The one that is over, then the one that never spoke, then the one that was silent longest
+        assert element.gone == [where(crowd[3]), where(crowd[2]), where(crowd[1])]
 
 
 @run  # type: ignore[untyped-decorator]
@@ -732,15 +787,17 @@ async def test_a_slow_reader_gets_all_that_fits(clients: ExitStack) -> None:
         client.sendall(message("one"))
         await element.hears("one")
         wanted = [bytes([n]) * 60000 for n in range(transport.MAX_UNSENT // 60000)]
-        for data in wanted:
-            link.send(data, Address(PEER, 5060), where(client).port)
-        assert await read(client, 60000 * len(wanted)) == b"".join(wanted)
+        for _ in range(4):
+            for data in wanted:
+                link.send(data, Address(PEER, 5060), where(client).port)
+            assert await read(client, 60000 * len(wanted)) == b"".join(wanted)
         assert element.log == []
 
 
 @run  # type: ignore[untyped-decorator]
 async def test_who_does_not_read_is_cut_off(clients: ExitStack) -> None:
-    async with linked(trunk("tcp", Address(PEER, 5060))) as (link, element):
+    server = listener(clients)
+    async with linked(trunk("tcp", where(server))) as (link, element):
         client = stream(clients, link)
         client.sendall(message("one"))
         await element.hears("one")
@@ -750,6 +807,8 @@ async def test_who_does_not_read_is_cut_off(clients: ExitStack) -> None:
             sent += 10000
             assert sent < 2**26  # what the kernel takes, too, has an end
             await turn()
+        link.send(b"next", where(server), where(client).port)
+        assert await read(await accepted(clients, server), 4) == b"next"
         cut_off = f"the connection with {where(client)} is cut off: it takes nothing any more"
         assert element.log == [f"trunk mxone: {cut_off}"]
         await element.until(lambda: element.gone == [where(client)])
@@ -762,7 +821,8 @@ async def test_who_does_not_read_is_cut_off(clients: ExitStack) -> None:
 @run  # type: ignore[untyped-decorator]
 async def test_what_was_sent_last_arrives(clients: ExitStack) -> None:
     server = listener(clients)
-    async with linked(trunk("tcp", where(server))) as (link, element):
+    clock = Clock()  # stands still: nothing is cut off
+    async with linked(trunk("tcp", where(server)), Turned(clock)) as (link, element):
         client = stream(clients, link)
         client.sendall(message("one"))
         link.send(b"request", where(server))
@@ -781,6 +841,10 @@ async def test_what_was_sent_last_arrives(clients: ExitStack) -> None:
         with closing(socket.socket()) as late, pytest.raises(ConnectionRefusedError):
             late.connect(link.address)
         link.send(b"too late", where(server))
+        await turn()
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
     assert (element.log, element.gone) == ([], [])
 
 

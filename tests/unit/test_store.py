@@ -1,5 +1,6 @@
 """The store on a real SQLite file: every field, durable when said so, refused in a sentence, ids given once."""
 
+import json
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -21,6 +22,7 @@ from fastagi.completion.model import OPEN, Context, Device, Number, Offer, Reque
 from fastagi.completion.ports import Changes, LogEntry
 from fastagi.errors import StoreError
 from fastagi.store.requests import Reader, Store
+from fastagi.store.schema import trunks
 
 Open = Callable[[], "Shop"]
 
@@ -77,13 +79,15 @@ def some_devices(dice: random.Random, least: int) -> tuple[Device, ...]:
 def party(dice: random.Random, id: int) -> dict[str, Any]:
     return {
         "id": id,
-        "caller": Number(dice.choice(("0123", "*30", "#1", "+49", "1000", "007"))),
+        "caller": Number(dice.choice(("0123", "*30", "#1", "+49", "1000", "007", "7000@mxone", "ä;x=1@0"))),
         "caller_devices": some_devices(dice, 1),
         "caller_context": Context(dice.choice(("phones", "from-internal", "0"))),
         "callee": Number(dice.choice(("2000", "02000", "1e5", "*97", "00")).replace("e", "#")),
         "callee_devices": some_devices(dice, 0),
         "why": some_text(dice),
         "reason": some_text(dice),
+        "agent": dice.choice(("", "mxone", "a-trunk_0.1")),
+        "monitor": dice.choice(("", "mxone", "007")),
     }
 
 
@@ -94,6 +98,8 @@ def some_offer(dice: random.Random, id: int) -> Offer:
         offered_at=dice.uniform(0, 2e9),
         offer_ends=dice.uniform(0, 2e9),
         uniqueid=some_text(dice),
+        call_in=some_text(dice),
+        call_out=some_text(dice),
     )
 
 
@@ -175,7 +181,8 @@ def test_a_request_is_replaced_and_an_offer_forgotten(shop: Open) -> None:
 def test_what_is_over_is_not_loaded_but_can_be_read(shop: Open, path: Path) -> None:
     shop().good(requests={n: replace(REQUEST, id=n, state=s) for n, s in enumerate(State, 1)})
     assert {r.state for r in shop().store.load()[1]} == OPEN
-    assert Reader(path).request(5) == replace(REQUEST, id=5, state=State.COMPLETED)
+    id = list(State).index(State.COMPLETED) + 1
+    assert Reader(path).request(id) == replace(REQUEST, id=id, state=State.COMPLETED)
 
 
 def test_the_log_is_read_in_order(shop: Open, path: Path) -> None:
@@ -298,6 +305,57 @@ def test_commits_are_reported_in_order_through_the_call_back(path: Path) -> None
     assert called == [(done, None) for done in marks]
 
 
+# ----------------------------------------------------------------------------------------- what others keep
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+
+    def to_json(self) -> str:
+        return json.dumps(self.text)
+
+
+def test_what_others_keep_comes_back_by_kind_and_key(shop: Open, path: Path) -> None:
+    texts = {("agent", "7"): "a'\"; --", ("agent", "8"): "\U0001f4de\0\udcff", ("secret", "trunks"): ""}
+    shop().good(kept={key: Note(text) for key, text in texts.items()})
+    one = shop()
+    assert {key: json.loads(text) for key, text in one.store.kept().items()} == texts
+    assert Reader(path).kept() == one.store.kept()
+    one.good(kept={("agent", "7"): None, ("agent", "8"): Note("new"), ("monitor", "8"): Note("other")})
+    assert {key: json.loads(text) for key, text in shop().store.kept().items()} == {
+        ("agent", "8"): "new",
+        ("monitor", "8"): "other",
+        ("secret", "trunks"): "",
+    }
+
+
+def test_what_others_keep_is_saved_with_the_rest_or_not_at_all(shop: Open) -> None:
+    one = shop()
+    one.good(kept={("agent", "1"): Note("old")})
+    broken = replace(REQUEST, why=["no", "column"])  # type: ignore[arg-type]
+    assert one.commit(Changes(kept={("agent", "1"): None, ("agent", "2"): Note("x")}, requests={2: broken}))
+    assert one.store.kept() == {("agent", "1"): '"old"'}
+
+
+def test_a_database_of_before_the_trunks_is_brought_up_to_date(shop: Open, path: Path) -> None:
+    of_here = {"agent": "", "monitor": "", "call_in": "", "call_out": ""}
+    offer, request = replace(OFFER, **of_here), replace(REQUEST, agent="", monitor="")
+    one = shop()
+    one.good(offers=[offer], requests={2: request}, log=[entry(2)])
+    for table, columns in (("offers", of_here), ("requests", ("agent", "monitor"))):
+        for column in columns:
+            one.connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    one.connection.execute("DROP TABLE kept")
+    one.connection.execute("DELETE FROM _sqlite_migrations WHERE name = ?", [trunks.__name__])
+    assert Reader(path).kept() == {}, "before serve has opened it"
+    one = shop()
+    assert one.store.load() == ([offer], [request], 2)
+    assert (one.store.kept(), Reader(path).log(2)) == ({}, [entry(2)])
+    one.good(kept={("agent", "2"): Note("new")}, offers=[replace(OFFER, id=3)])
+    assert Reader(path).offers() == [offer, replace(OFFER, id=3)]
+
+
 # ---------------------------------------------------------------------------------------- a commit that fails
 
 
@@ -412,11 +470,12 @@ def test_pruning_takes_what_ended_before_with_its_log(shop: Open, path: Path) ->
     one = shop()
     one.good(requests={r.id: r for r in every}, log=[entry(r.id, at=1.0) for r in every])
     one.good(prune_before=100.0)
-    assert {r.id for r in Reader(path).requests()} == {2, 3, 10, 11, 12}
+    still = {2, 3, *(r.id for r in open_ones)}
+    assert {r.id for r in Reader(path).requests()} == still
     logged = {r.id for r in every if Reader(path).log(r.id)}
-    assert logged == {2, 3, 10, 11, 12}
+    assert logged == still
     one.good(prune_before=1e12)
-    assert [r.id for r in Reader(path).requests()] == [10, 11, 12]
+    assert Reader(path).requests() == open_ones
     assert one.store.load()[1] == open_ones
 
 

@@ -24,6 +24,7 @@ from fastagi.sip.calls import Calls
 from fastagi.sip.dialog import Rejected
 from fastagi.sip.message import Header, Malformed, Request, Response
 from fastagi.sip.package import EVENT
+from fastagi.sip.probe import Probe, report
 from fastagi.sip.transaction import stateless_tag
 from fastagi.sip.trunk import Side, Trunk
 
@@ -48,6 +49,7 @@ class CallCompletion:
         self._agents = Agents(self._parts)
         self._monitors = Monitors(self._parts)
         self._passing = Passing(self._parts, self._agents, self._monitors)
+        self._probes: dict[str, Probe] = {}  # by the Call-IDs of what they asked
 
     def join(self, service: CompletionService, elements: dict[str, Asker]) -> None:
         """Both sides, once they are made."""
@@ -163,6 +165,11 @@ class CallCompletion:
         self._parts.service.event(work, done)
 
     def answered(self, trunk: str, asked: Request, response: Response | None) -> None:
+        probe = self._probes.pop(asked.call_id, None)
+        if probe is not None:
+            probe.answered(asked, response)
+            return
+
         def work(now: float) -> object:
             side = self._agents if asked.method == "NOTIFY" else self._monitors
             return side.answered(trunk, asked, response, now)
@@ -174,6 +181,27 @@ class CallCompletion:
 
     def response_passes(self, trunk: str, side: Side, response: Response) -> tuple[Header, ...]:
         return self._passing.response(trunk, side, response, self._clock.now())
+
+    # What the operator asks
+
+    def probe(self, name: str, done: Callable[[object], None]) -> None:
+        """Answers the `Report` of what is beyond this trunk, within `PATIENCE`."""
+        trunk = self._parts.trunks.get(name)
+        if trunk is None:
+            done(Refused("NO_SUCH_TRUNK", f"the running server has no trunk {name}"))
+            return
+
+        def ask(request: Request) -> None:
+            self._probes[request.call_id] = probe
+            self._parts.elements[name].ask(request)
+
+        def over(options: Response | None, subscribe: Response | None) -> None:
+            failed, offered = self._passing.failed[name], self._passing.offered[name]
+            habits = self._parts.kept("habits", name, Habits) or Habits()
+            done(report(trunk, options, subscribe, failed, offered, habits.publish_event))
+
+        probe = Probe(trunk, self._clock, self._parts.new_token, ask, over)
+        probe.begin()
 
     # Inside
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from fastagi.completion.machine import CallerAnswered, CallerBusy, Cancelled
+from fastagi.completion.machine import CallerAnswered, CallerBusy, Cancelled, TimeOver
 from fastagi.completion.model import TURN, Number, Offer, Presence, Service, State
 from fastagi.completion.model import Request as CcRequest
 from fastagi.errors import Refused
@@ -356,7 +356,9 @@ class Agents:
     def _ended(self, agent: Agent, reason: str, now: float) -> None:
         """The subscription is over; a CC call that is under way tells itself how it ends."""
         cc = self._request(agent)
-        if cc is not None and cc.state is not State.CALLING:
+        if cc is not None and cc.state is State.QUEUED and reason == "timeout" and cc.service_ends < now + 1:
+            self._parts.service.apply(cc, TimeOver(), now)  # whole seconds were granted of what is left
+        elif cc is not None and cc.state is not State.CALLING:
             by = f"the PBX beyond {agent.trunk} (subscription {reason})"
             self._parts.service.apply(cc, Cancelled(by), now)
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from fastagi.completion.machine import Accepted as RequestAccepted
-from fastagi.completion.machine import MonitorEnded, RecallLost
+from fastagi.completion.machine import MonitorEnded, RecallLost, TimeOver
 from fastagi.completion.model import TURN, Offer, Presence, Service, State
 from fastagi.completion.model import Request as CcRequest
 from fastagi.sip import publication, subscription
@@ -47,6 +47,8 @@ REFUSED: Final = {
 }
 MAX_FORKS: Final = 4
 """Monitor URIs of one call that are subscribed to."""
+NEARLY: Final = 5.0
+"""Seconds: that long before the end of the service the other PBX's own end of it is the same thing."""
 AGAIN: Final = frozenset({"deactivated", "probation", "giveup", "expired"})
 """Ends of a subscription after which it is worth another (RFC 6665, 4.1.3)."""
 
@@ -388,6 +390,8 @@ class Monitors:
             )
             event = MonitorEnded(word, why.format(callee=cc.callee, monitor=cc.monitor))
             self._parts.service.apply(cc, event, now)
+        elif reason == "timeout" and cc.state is State.QUEUED and cc.service_ends < now + NEARLY:
+            self._parts.service.apply(cc, TimeOver(), now)
         elif reason in AGAIN and cc.state is State.QUEUED and cc.service_ends - now > 1:
             self._subscribe(replace(monitor, subscribers=()), cc, now)
         else:

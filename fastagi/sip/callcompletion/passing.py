@@ -7,7 +7,7 @@ memory; what follows for the rules is an event, carried out later. So no call ev
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Final, TypeVar
 
 from fastagi.completion.model import Invalid, number
@@ -45,6 +45,10 @@ class Passing:
         self._parts = parts
         self._agents = agents
         self._monitors = monitors
+        self.failed: Counter[str] = Counter()
+        """Calls to each trunk's peer that have failed, since we began."""
+        self.offered: Counter[str] = Counter()
+        """Those of them that it has offered to complete."""
         self._led: OrderedDict[str, str] = OrderedDict()  # request-URIs, by Call-ID
         self._cc_calls: OrderedDict[str, int] = OrderedDict()  # requests, by the Call-ID of their CC call
 
@@ -116,8 +120,11 @@ class Passing:
         if side is Side.ASTERISK:
             return self._to_peer(self._parts.trunks[trunk], response, now)
         call = self._parts.calls[trunk].get(response.call_id, now)
-        known = call.monitors if call is not None else ()
+        known, final = (call.monitors, call.final) if call is not None else ((), 0)
         call = self._parts.calls[trunk].answered(response, now)
+        if call is not None and call.outgoing and not final and _failed(call.final):
+            self.failed[trunk] += 1
+            self.offered[trunk] += bool(call.monitors)
         if call is not None and call.outgoing and call.monitors != known:
             self._heard(call)
         return ()
@@ -176,6 +183,11 @@ class Passing:
             return self._parts.service.call_ended(recall_id, status, cause, now)
 
         self._parts.service.event(work, keep=True)
+
+
+def _failed(status: int) -> bool:
+    """Whether that is the end of a call that has failed: a redirection or a challenge is none."""
+    return status > 399 and status not in (401, 407)
 
 
 def _outcome(response: Response) -> tuple[str, int]:
