@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 A failed call is OFFERED. When its caller asks, it becomes a request and is QUEUED: it waits, in the
 order of asking, until the callee is free. (Where the callee is beyond a trunk it is REQUESTED first, until
-the other PBX has accepted it, and that PBX judges when he is free.) ``queue.select`` says whose turn it is; then it is READY and
-the caller's phone is rung (the *recall*). When he answers it is CALLING: the *CC call* to the callee is
-under way. That call completes it, or brings it back into the queue in its old place.
+the other PBX has accepted it, and that PBX judges when he is free.) ``queue.select`` says whose turn it is;
+then it is READY and the caller's phone is rung (the *recall*). When he answers it is CALLING: the *CC call*
+to the callee is under way. That call completes it, or brings it back into the queue in its old place.
 
 Two things may happen at any time and change no state: the caller is busy himself (``suspended``: the
 request keeps its place and is passed over), and the callee shows a sign of life (``sign_needed``: he did
@@ -152,8 +152,9 @@ class TimeOver:
 
 
 Event = (
-    Asked | Accepted | MonitorEnded | Selected | CallerBusy | CallerFree | SignOfLife | RecallTaken | RecallFailed | RecallLost
-    | CallerAnswered | CallCompleted | CallFailed | CallLost | Fulfilled | Cancelled | TimeOver
+    Asked | Accepted | MonitorEnded | Selected | CallerBusy | CallerFree | SignOfLife
+    | RecallTaken | RecallFailed | RecallLost | CallerAnswered
+    | CallCompleted | CallFailed | CallLost | Fulfilled | Cancelled | TimeOver
 )  # fmt: skip
 
 

@@ -112,12 +112,13 @@ class Proxy:
 
     def _headers(self, request: Request, via: Header) -> tuple[Header, ...]:
         """Those of the next hop: our Via, one hop less, and no Routes that led here (16.4; 16.6, steps 3 and 8)."""
-        left = MAX_FORWARDS if request.max_forwards is None else request.max_forwards - 1
+        hops = request.max_forwards
+        left = str(MAX_FORWARDS if hops is None else hops - 1)
         lines = [via]
         for header in self._without_our_routes(request).headers:
-            lines.append((header[0], str(left)) if header[0].lower() == "max-forwards" else header)
-        if request.max_forwards is None:
-            lines.append(("Max-Forwards", str(left)))
+            lines.append((header[0], left) if header[0].lower() == "max-forwards" else header)
+        if hops is None:
+            lines.append(("Max-Forwards", left))
         return tuple(lines)
 
     def _without_our_routes(self, request: Request) -> Request:

@@ -186,7 +186,9 @@ def _unwritable(changes: Changes) -> Exception | None:
     """SQLite takes no text that is not UTF-8, and what was not UTF-8 on the wire is a surrogate here."""
     rows: list[Offer | Request | LogEntry] = [*changes.offers, *changes.requests.values(), *changes.log]
     texts = [str(getattr(row, f.name)) for row in rows for f in fields(row)]
-    texts += [text for key, value in changes.kept.items() for text in (*key, value.to_json() if value else "")]
+    texts += [
+        text for key, value in changes.kept.items() for text in (*key, value.to_json() if value else "")
+    ]
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:

@@ -373,7 +373,14 @@ def test_history_of_nothing(site: Site) -> None:
 
 # what is common to them
 
-EVERY = [["list"], ["show", "7"], ["history"], ["cancel", "7"], ["trunk", "show"], ["trunk", "probe", "mxone"]]
+EVERY = [
+    ["list"],
+    ["show", "7"],
+    ["history"],
+    ["cancel", "7"],
+    ["trunk", "show"],
+    ["trunk", "probe", "mxone"],
+]
 
 EVIL = "\x1b]0;owned\x07\x9b2J\u202e\r\n\x00"
 

@@ -38,12 +38,13 @@ RULES: list[tuple[str, str, str]] = [
     ("directory", r"completion\.model", ""),
     ("config", r"errors|completion\.model|directory|sip\.(trunk|uri)", r"pydantic(\..+)?|yaml(\..+)?"),
     ("check", r"config|control|errors|store\.requests", ""),
-    ("control", r"|errors|completion(\..+)?", r"twisted(\..+)?"),
+    ("control", r"|errors|completion(\..+)?|sip\.probe", r"twisted(\..+)?"),
     # What composes
     ("daemon", ".*", ".*"),
     (
         "cli",
-        r"daemon|config|check|control|errors|store\.requests|completion\.(model|machine|ports)|",
+        r"daemon|config|check|control|errors|store\.requests|completion\.(model|machine|ports)"
+        r"|sip\.callcompletion\.overview|",
         r"click|twisted\.logger@(serve|_log_event)",
     ),
     ("__main__", "cli", ""),
@@ -193,6 +194,7 @@ FAULTY = [
     ("config", "from fastagi.completion.service import ignore", "fastagi.completion.service"),
     ("config", "import click", "click"),
     ("control", "from fastagi.agi import wire", "fastagi.agi.wire"),
+    ("control", "from fastagi.sip.element import Element", "fastagi.sip.element"),
     ("cli", "from twisted.logger import Logger", "twisted.logger"),
     ("cli", "def check():\n    import twisted.logger", "twisted.logger"),
     ("cli", "def serve():\n    from twisted.internet import reactor", "twisted.internet"),

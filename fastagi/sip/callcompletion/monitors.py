@@ -108,20 +108,24 @@ class Monitors:
         due = [at for m in self._all() for at in _dues(m)]
         return min(due, default=None)
 
-    def target(self, recall_id: str) -> str:
+    def target(self, recall_id: str, request: Request) -> str | None:
         """Where the CC call of this recall goes: cc-URI, monitor URI, or what was called first (RFC 6910, 6.4)."""
         cc = self._parts.service.book.of_recall(recall_id)
         monitor = None if cc is None else self._parts.kept("monitor", cc.id, Monitor)
-        return self._target(monitor) if monitor is not None else ""
+        if monitor is None:
+            return None
+        self._parts.remember(self._parts.cc_calls, monitor.request, request.call_id)
+        return self._target(monitor)
 
-    def target_of_call(self, trunk: str, request: Request) -> str:
-        """The same for an ordinary INVITE that is the CC call of somebody whose turn it is; empty: it is none."""
+    def target_of_call(self, trunk: str, request: Request) -> str | None:
+        """The same for an ordinary INVITE that is the CC call of somebody whose turn it is; None: it is none."""
         for cc in self._parts.service.book.requests():
             if cc.state is State.CALLING and cc.monitor == trunk:
                 monitor = self._parts.kept("monitor", cc.id, Monitor)
                 if monitor is not None and _is_call_of(monitor.heard, request):
+                    self._parts.remember(self._parts.cc_calls, cc.id, request.call_id)
                     return _with_m(request.uri, _m(monitor))
-        return ""
+        return None
 
     # Inside a turn: what the peer sends
 
@@ -244,7 +248,11 @@ class Monitors:
         for place, s in enumerate(monitor.subscribers):
             if s.state in (SubscriberState.SUBSCRIBING, SubscriberState.ACTIVE):
                 self._step(self._current(monitor), place, Leave(), now)
-        self._subscribe(self._current(monitor), cc, now)
+        current = self._current(monitor)
+        call = self._parts.calls[monitor.trunk].get(self._parts.cc_calls.get(cc.id, ""), now)
+        if call is not None and call.monitors:  # it has offered that call anew
+            current = replace(current, heard=replace(current.heard, monitors=call.monitors))
+        self._subscribe(current, cc, now)
 
     def _current(self, monitor: Monitor) -> Monitor:
         return self._parts.kept("monitor", monitor.request, Monitor) or monitor
@@ -260,7 +268,7 @@ class Monitors:
             self._step_publisher(current, publication.Withdraw(), now)
             current = self._current(monitor)
             p = current.publisher
-        if not current.alive and (p is None or p.state is PublisherState.IDLE):
+        if current.over and (p is None or p.state is PublisherState.IDLE):
             self._parts.keep("monitor", monitor.request, None)
 
     # Inside: suspend and resume
@@ -382,7 +390,7 @@ class Monitors:
 
     def _ended(self, monitor: Monitor, reason: str, status: int, now: float) -> None:
         cc = self._request(monitor)
-        if cc is None or monitor.alive or cc.state is State.CALLING:
+        if cc is None or monitor.serves or cc.state is State.CALLING:
             return
         if cc.state is State.REQUESTED:
             word, why = REFUSED.get(

@@ -18,6 +18,10 @@ from fastagi.sip.trunk import Trunk
 from fastagi.sip.uri import Malformed, Uri
 
 T = TypeVar("T", bound=Kept)
+K = TypeVar("K")
+V = TypeVar("V")
+MEMORY = 10_000
+"""What is remembered of each kind; a call that is older has nothing to come that needs it."""
 
 
 class Asker(Protocol):
@@ -45,6 +49,8 @@ class Parts:
     """What passes, by trunk."""
     minted: OrderedDict[str, tuple[str, str]] = field(default_factory=OrderedDict)
     """The monitor URIs given out lately: trunk and Call-ID, by their user part."""
+    cc_calls: OrderedDict[int, str] = field(default_factory=OrderedDict)
+    """The Call-IDs of our CC calls that went out lately, by request."""
     _service: CompletionService | None = None
 
     @property
@@ -55,6 +61,13 @@ class Parts:
     @service.setter
     def service(self, service: CompletionService) -> None:
         self._service = service
+
+    @staticmethod
+    def remember(memory: OrderedDict[K, V], key: K, value: V) -> None:
+        """One more, and the oldest no longer."""
+        memory[key] = value
+        if len(memory) > MEMORY:
+            memory.popitem(last=False)
 
     # Inside a turn
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict
-from typing import Final, TypeVar
+from typing import Final
 
 from fastagi.completion.model import Invalid, number
 from fastagi.errors import Refused
@@ -23,8 +23,6 @@ from fastagi.sip.transaction import stateless_tag
 from fastagi.sip.trunk import Side, Trunk
 from fastagi.sip.uri import Malformed, Uri
 
-MEMORY: Final = 10_000
-"""CC calls of which it is remembered where they were led: an ACK must go where its INVITE went."""
 _CAUSE: Final = re.compile(r"Q\.850[ \t]*;.*?cause[ \t]*=[ \t]*([0-9]{1,3})", re.IGNORECASE)
 _STATUS: Final = {
     486: "BUSY",
@@ -34,8 +32,6 @@ _STATUS: Final = {
     487: "CANCEL",
     603: "CHANUNAVAIL",
 }
-
-_T = TypeVar("_T")
 
 
 class Passing:
@@ -49,7 +45,8 @@ class Passing:
         """Calls to each trunk's peer that have failed, since we began."""
         self.offered: Counter[str] = Counter()
         """Those of them that it has offered to complete."""
-        self._led: OrderedDict[str, str] = OrderedDict()  # request-URIs, by Call-ID
+        # The request-URIs to which CC calls were led, by Call-ID: an ACK must go where its INVITE went.
+        self._led: OrderedDict[str, str] = OrderedDict()
         self._cc_calls: OrderedDict[str, int] = OrderedDict()  # requests, by the Call-ID of their CC call
 
     # Requests
@@ -76,7 +73,7 @@ class Passing:
         elif begins and uri.param("m") is not None:
             agent = self._agents.agent_of_caller(trunk.name, request.from_.uri, uri.user)
         if begins and agent is not None and self._agents.in_turn(agent):
-            self._remember(self._cc_calls, request.call_id, agent.request)
+            self._parts.remember(self._cc_calls, request.call_id, agent.request)
             self._agents.call_came(agent.request, request.call_id)
         elif begins:
             self._parts.calls[trunk.name].noted(request, False, now)
@@ -94,24 +91,15 @@ class Passing:
 
     def _from_asterisk(self, trunk: str, request: Request, uri: Uri, now: float) -> str | None:
         recall = RECALL_USER.fullmatch(uri.user)
-        if recall:
-            target = self._monitors.target(recall[1])
-            return self._lead(request, target) if target else None
-        if request.method != "INVITE" or request.to.tag:
-            return None
-        self._parts.calls[trunk].noted(request, True, now)
-        target = self._monitors.target_of_call(trunk, request)
+        target = self._monitors.target(recall[1], request) if recall else None
+        if request.method == "INVITE" and not request.to.tag:
+            self._parts.calls[trunk].noted(request, True, now)
+            target = target or self._monitors.target_of_call(trunk, request)
         return self._lead(request, target) if target else None
 
     def _lead(self, request: Request, uri: str) -> str:
-        self._remember(self._led, request.call_id, uri)
+        self._parts.remember(self._led, request.call_id, uri)
         return uri
-
-    @staticmethod
-    def _remember(memory: OrderedDict[str, _T], key: str, value: _T) -> None:
-        memory[key] = value
-        if len(memory) > MEMORY:
-            memory.popitem(last=False)
 
     # Responses
 
@@ -145,7 +133,7 @@ class Passing:
         if not m:
             return ()
         user = self._parts.names.monitor(call_id)
-        self._remember(self._parts.minted, user, (trunk.name, call_id))
+        self._parts.remember(self._parts.minted, user, (trunk.name, call_id))
         return (("Call-Info", call_info(our_uri(trunk, user), m)),)
 
     def _offered_as(self, call: Call | None, response: Response) -> str:

@@ -129,8 +129,15 @@ class Monitor:
     """A CC call is under way, or has just failed."""
 
     @property
-    def alive(self) -> bool:
-        return any(s.state is not SubscriberState.ENDED for s in self.subscribers)
+    def serves(self) -> bool:
+        """Whether the other PBX may still tell us that the callee is ready."""
+        wanted = (SubscriberState.SUBSCRIBING, SubscriberState.ACTIVE)
+        return any(s.state in wanted for s in self.subscribers)
+
+    @property
+    def over(self) -> bool:
+        """Whether no subscription has anything to say or to hear any more."""
+        return all(s.state is SubscriberState.ENDED for s in self.subscribers)
 
     def to_json(self) -> str:
         values = {name: getattr(self, name) for name in _MONITOR}
