@@ -136,6 +136,7 @@ def _trunk(name: str, entry: "_Trunk") -> Trunk:
         allow=tuple(entry.allow),
         subscribe_from=entry.subscribe_from,
         retention=entry.retention,
+        in_path=entry.in_path,
         call_info=entry.call_info,
         recall_timer=entry.cc_recall_timer,
     )
@@ -452,6 +453,7 @@ class _Trunk(_Section):
             ' ", < and >,'
         ),
     ] = "caller"
+    in_path: _YesOrNo = True
     call_info: _YesOrNo = True
     retention: _YesOrNo = True
     cc_recall_timer: Annotated[_Seconds, Field(ge=10, le=60)] = 20

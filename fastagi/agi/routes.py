@@ -32,7 +32,8 @@ _CONTACT = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}/sips?:[A-Za-z0-9_.!~*%@:;=+\
 
 
 _THROUGH = re.compile(
-    r"PJSIP/(?:[A-Za-z0-9_.+*#-]{1,80}@([A-Za-z0-9_.+-]{1,80})|([A-Za-z0-9_.+-]{1,80})(?:/.*)?)",
+    r"PJSIP/(?:([A-Za-z0-9_.+*#-]{1,80})@([A-Za-z0-9_.+-]{1,80})"
+    r"|([A-Za-z0-9_.+-]{1,80})(?:/sips?:(?:([A-Za-z0-9_.+*#-]{1,80})@)?.*)?)",
     re.ASCII | re.DOTALL,
 )
 _CALL_ID = re.compile(r"[A-Za-z0-9_.!%*+~/@=:-]{0,255}", re.ASCII)
@@ -101,10 +102,15 @@ def _dialled(text: str, callee: Number) -> tuple[Device, ...]:
     return tuple(found) if len(found) <= 8 else ()
 
 
-def _through(text: str) -> str:
-    """The endpoint that a dial string goes to or through, as PJSIP/<endpoint>; empty: several, or another."""
+def _through(text: str) -> tuple[str, str]:
+    """The endpoint that a dial string goes to or through, as PJSIP/<endpoint>, and whom it calls there.
+
+    Empty: several endpoints, or of another kind; nobody who is named.
+    """
     found = _THROUGH.fullmatch(text) if "&" not in text else None
-    return f"PJSIP/{found[1] or found[2]}" if found else ""
+    if not found:
+        return "", ""
+    return f"PJSIP/{found[2] or found[3]}", found[1] or found[4] or ""
 
 
 def _call_id(text: str) -> str:
@@ -148,6 +154,7 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
         callee = number(call.arg(1))
     except Invalid as error:  # it is his latest call all the same: *30 must not take an older one
         callee, fault = Number(""), error
+    through, dialled = _through(call.arg(4))
     failed = FailedCall(
         caller=_caller(channel),
         context=context(call.arg(9) or call.context),
@@ -156,7 +163,8 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
         dialstatus=dialstatus,
         cause=cause,
         uniqueid=uniqueid,
-        through=_through(call.arg(4)),
+        through=through,
+        dialled=dialled,
         call_in=_call_id(call.arg(6)),
         call_out=_call_id(call.arg(5)),
     )

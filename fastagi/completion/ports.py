@@ -66,11 +66,11 @@ class Beyond(Protocol):
     def caller(self, trunk: str, call_id: str) -> Extension:
         """Who called over this trunk by this Call-ID."""
 
-    def service(self, trunk: str, call_id: str) -> Service | None:
-        """What the other PBX has offered of a call to it; None: nothing."""
+    def service(self, trunk: str, call_id: str, failed: Service | None) -> Service | None:
+        """What the other PBX has offered of a call to it; None: nothing. ``failed``: as we saw it fail."""
 
-    def offered(self, offer: Offer) -> None:
-        """This call over a trunk is on record, so what is known of it must be kept."""
+    def offered(self, offer: Offer, dialled: str) -> None:
+        """This call is on record; if it went over a trunk, what is known of it must be kept."""
 
     def forgotten(self, offer: Offer) -> None:
         """It is no longer."""
@@ -114,10 +114,10 @@ class Alone:
     def caller(self, trunk: str, call_id: str) -> Extension:
         raise AssertionError(trunk)
 
-    def service(self, trunk: str, call_id: str) -> Service | None:
+    def service(self, trunk: str, call_id: str, failed: Service | None) -> Service | None:
         return None
 
-    def offered(self, offer: Offer) -> None: ...
+    def offered(self, offer: Offer, dialled: str) -> None: ...
 
     def forgotten(self, offer: Offer) -> None: ...
 

@@ -55,8 +55,9 @@ FORGET_EVERY = 60.0
 class FailedCall:
     """What the dialplan tells of a call that was not answered.
 
-    ``devices``: those it dialled, if watchable; ``through``: the endpoint it was dialled through; ``call_in``
-    and ``call_out``: its Call-IDs towards the caller and towards the callee. Empty where there is none.
+    ``devices``: those it dialled, if watchable; ``through``: the endpoint it was dialled through, and
+    ``dialled`` whom it called there; ``call_in`` and ``call_out``: its Call-IDs towards the caller and towards
+    the callee. Empty where there is none.
     """
 
     caller: Device
@@ -67,6 +68,7 @@ class FailedCall:
     cause: int
     uniqueid: str
     through: str = ""
+    dialled: str = ""
     call_in: str = ""
     call_out: str = ""
 
@@ -447,8 +449,8 @@ class CompletionService:
         devices = () if monitor else callee.devices or call.devices
         service = machine.service_of(call.dialstatus, call.cause)
         if monitor and call.callee:
-            service = self._beyond.service(monitor, call.call_out)
-        reason = self._not_offered(call, caller, callee, devices, service)
+            service = self._beyond.service(monitor, call.call_out, service)
+        reason = self._not_offered(call, caller, callee, devices, monitor, service)
         self._make_room(caller.number, now)
         offer = Offer(
             id=self.book.new_id(),
@@ -469,7 +471,7 @@ class CompletionService:
             call_out=call.call_out if monitor else "",
         )
         self.book.add_offer(offer)
-        self._beyond.offered(offer)
+        self._beyond.offered(offer, call.dialled or call.callee)
         return offer
 
     def _not_offered(
@@ -478,6 +480,7 @@ class CompletionService:
         caller: Extension,
         callee: Extension,
         devices: tuple[Device, ...],
+        monitor: str,
         service: Service | None,
     ) -> str:
         """Why this call is not offered; empty: it is. ``service`` beyond a trunk is what is offered there."""
@@ -492,7 +495,7 @@ class CompletionService:
             return "CALLER_POLICY_NEVER"
         if callee.settings.cc_monitor_policy == "never":
             return "CALLEE_POLICY_NEVER"
-        if service is None or (not devices and not call.through):
+        if service is None or not (devices or monitor):
             return NOT_WATCHABLE
         if set(devices) & {call.caller, *caller.devices}:
             return "CALLER_IS_CALLEE"
@@ -503,11 +506,11 @@ class CompletionService:
         offer = self.book.offers.get(id)
         if offer is None or offer.reason != NOT_WATCHABLE:
             return
-        service = self._beyond.service(offer.monitor, offer.call_out)
+        service = self._beyond.service(offer.monitor, offer.call_out, None)
         if service is not None:
             new = replace(offer, service=service, reason="")
             self.book.replace_offer(offer, new)
-            self._beyond.offered(new)
+            self._beyond.offered(new, offer.callee)
 
     def _make_room(self, caller: Number, now: float) -> None:
         own = self.book.offers_of(caller)

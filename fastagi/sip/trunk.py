@@ -50,6 +50,7 @@ class Trunk:
     allow: tuple[IPv4Network | IPv6Network, ...] = ()  # further sources that count as the peer
     subscribe_from: str = "caller"  # or a sip URI
     retention: bool = True
+    in_path: bool = True  # whether the calls pass our element; else we only subscribe beyond it
     call_info: bool = True  # whether failures of Asterisk get a Call-Info of ours
     recall_timer: float = 20  # seconds
     _exact: dict[tuple[str, int], Side] = field(init=False, repr=False, compare=False)

@@ -107,7 +107,7 @@ class Server:
 
     def cli(self, *words: str) -> str:
         """What ``fastagi WORDS`` prints; raises when it fails."""
-        command = [sys.executable, "-m", "fastagi", words[0], "--config", str(self.config), *words[1:]]
+        command = [sys.executable, "-m", "fastagi", *words, "--config", str(self.config)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def requests(self) -> list[Request]:

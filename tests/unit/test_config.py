@@ -796,7 +796,7 @@ def test_the_least_that_a_trunk_must_say(read: Read) -> None:
         transport="udp",
         listen=OURS,
         peer=(THEIRS,),
-        asterisk=Address("127.0.0.1", 5060),
+        asterisk=Address(OURS.host, 5060),
         endpoint="mxone",
         towards_peer=OURS,
         towards_asterisk=OURS,
@@ -817,6 +817,7 @@ def test_all_that_a_trunk_can_say(read: Read) -> None:
         "public": "198.51.100.1:5072",
         "allow": "[192.0.2.12, 203.0.113.0/24]",
         "subscribe_from": "sip:pbx@192.0.2.1",
+        "in_path": "no",
         "call_info": "no",
         "retention": "no",
         "cc_recall_timer": "30.5",
@@ -835,6 +836,7 @@ def test_all_that_a_trunk_can_say(read: Read) -> None:
         allow=(ip_network("192.0.2.12"), ip_network("203.0.113.0/24")),
         subscribe_from="sip:pbx@192.0.2.1",
         retention=False,
+        in_path=False,
         call_info=False,
         recall_timer=30.5,
     )
@@ -882,10 +884,10 @@ def test_where_a_trunk_listens(read: Read, listen: str, transport: str, host: st
 
 @pytest.mark.parametrize("listen", ["udp:[2001:DB8:0::1]:5070", "'tcp:[2001:db8::1]:5070'", "udp:[::]:5070"])
 def test_where_a_trunk_listens_with_ipv6(read: Read, listen: str) -> None:
-    """Asterisk is then expected at the loopback of that family."""
+    """Asterisk is then expected at the same address, or the loopback of that family."""
     [found] = read(trunks(trunk(listen=listen, peer='["[2001:db8::10]:5060"]'))).trunks
     assert found.listen == Address("::" if "[::]" in listen else "2001:db8::1", 5070)
-    assert found.asterisk == Address("::1", 5060)
+    assert found.asterisk == Address("::1" if "[::]" in listen else "2001:db8::1", 5060)
 
 
 @pytest.mark.parametrize(
@@ -1143,16 +1145,16 @@ def test_what_is_ours_is_nobody_elses(faults: Faults, keys: dict[str, str], wher
     "keys",
     [
         {"asterisk": "192.0.2.1:5060"},
-        {"peer": '["192.0.2.1:5060"]'},
+        {"peer": '["192.0.2.1:5060"]', "asterisk": "127.0.0.1:5060"},
         {"public": "192.0.2.1:5070"},
-        {"public": "192.0.2.1:5060"},
+        {"public": "192.0.2.1:5060", "asterisk": "127.0.0.1:5060"},
         {"listen": "udp:0.0.0.0:5060", "asterisk": "192.0.2.2:5060"},
         {"asterisk": "192.0.2.10:5061"},
         {"allow": "[127.0.0.0/8]"},
         {"allow": "[192.0.2.0/24, '2001:db8::/32']"},
         {"allow": "[]"},
         {"listen": "tcp:192.0.2.1:5070", "asterisk": "192.0.2.1:5060"},
-        {"listen": "tcp:192.0.2.1:5070", "allow": "[192.0.2.0/24]"},
+        {"listen": "tcp:192.0.2.1:5070", "allow": "[192.0.2.0/24]", "asterisk": "127.0.0.1:5060"},
         {"peer": '["192.0.2.10:5060", "192.0.2.10:5060"]'},
     ],
 )
@@ -1167,13 +1169,13 @@ def test_addresses_that_can_be_told_apart(read: Read, keys: dict[str, str]) -> N
     ("keys", "why"),
     [
         ({"asterisk": "192.0.2.10:5060"}, "a peer's address too"),
-        ({"peer": '["192.0.2.10:5060", "127.0.0.1:5060"]'}, "a peer's address too"),
+        ({"peer": '["192.0.2.10:5060", "192.0.2.1:5060"]'}, "a peer's address too"),
         ({"listen": "tcp:192.0.2.1:5070", "asterisk": "192.0.2.10:5060"}, "a peer's address too"),
         (
             {"listen": "tcp:192.0.2.1:5070", "asterisk": "192.0.2.10:5061"},
             "and a peer has that IP address too",
         ),
-        ({"listen": "tcp:192.0.2.1:5070", "allow": "[127.0.0.1]"}, "and allow has that IP address too"),
+        ({"listen": "tcp:192.0.2.1:5070", "allow": "[192.0.2.1]"}, "and allow has that IP address too"),
         (
             {"listen": "tcp:192.0.2.1:5070", "allow": "[192.0.2.0/24, 0.0.0.0/0]"},
             "and allow has that IP address too",

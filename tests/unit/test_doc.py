@@ -29,7 +29,7 @@ from fastagi.config import load
 from fastagi.errors import ConfigError
 from fastagi.sip.callcompletion import monitors
 from fastagi.sip.callcompletion.monitors import REFUSED
-from fastagi.sip.trunk import Trunk
+from fastagi.sip.trunk import Address, Trunk
 
 TOP = Path(__file__).parents[2]
 DOC = TOP / "contrib/doc"
@@ -167,11 +167,12 @@ def test_the_trunks_table(tmp_path: Path) -> None:
     said = {
         "listen": "to be given",
         "peer": "to be given",
-        "asterisk": str(trunk.asterisk),
+        "asterisk": "listen``, port 5060" if trunk.asterisk == Address(trunk.listen.host, 5060) else "",
         "endpoint": "the trunk's name" if trunk.endpoint == trunk.name else "",
         "public": "listen" if trunk.towards_peer == trunk.listen else "",
         "allow": "none" if not trunk.allow else "",
         "subscribe_from": trunk.subscribe_from,
+        "in_path": "yes" if trunk.in_path else "no",
         "call_info": "yes" if trunk.call_info else "no",
         "retention": "yes" if trunk.retention else "no",
         "cc_recall_timer": str(trunk.recall_timer),
@@ -457,14 +458,15 @@ def test_the_library_example(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_commands_are_there() -> None:
-    commands = cli.main.commands
+    commands = {name: command for name, command in cli.main.commands.items() if name != "trunk"}
+    commands |= {f"trunk {name}": command for name, command in cli.trunk.commands.items()}
     rows = [row[0].strip("`") for row in table("Operating it\n---")]
-    assert {row.split()[1] for row in rows} == set(commands)
-    named = re.findall(r"(?:``|/bin/|\$ )fastagi ([a-z]+)", "".join(PAGES.values()))
+    assert {re.sub("fastagi | [A-Z]+$", "", row) for row in rows} == set(commands)
+    named = re.findall(r"(?:``|/bin/|\$ )fastagi ((?:trunk )?[a-z]+)", "".join(PAGES.values()))
     assert named and set(named) <= set(commands)
     for option, takers in {
         "--config": set(commands),
-        "--json": {"list", "show", "history", "check"},
+        "--json": {"list", "show", "history", "check", "trunk show", "trunk probe"},
         "--limit": {"history"},
     }.items():
         have = {name for name, command in commands.items() for p in command.params if option in p.opts}

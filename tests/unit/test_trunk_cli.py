@@ -503,6 +503,13 @@ def test_what_is_told_of_its_calls_and_of_publish() -> None:
     )
 
 
+def test_the_readme_shows_what_a_probe_says() -> None:
+    found = Peer().answer("OPTIONS", 200).answer("SUBSCRIBE", 489).report()
+    said = "".join(f"    {line}\n" for line in replace(found, offered_calls=0).sentences())
+    readme = (Path(__file__).parents[2] / "README.rst").read_text()
+    assert f"    $ fastagi trunk probe mxone\n{said}\n" in readme
+
+
 # ------------------------------------------------------------------------------------------ a real server
 
 

@@ -65,6 +65,7 @@ class CallCompletion:
         makers: dict[str, Callable[[str], Kept]] = {
             "agent": Agent.from_json,
             "monitor": Monitor.from_json,
+            "came": Heard.from_json,
             "heard": Heard.from_json,
             "habits": lambda text: Habits(**json.loads(text)),
         }
@@ -81,24 +82,22 @@ class CallCompletion:
 
     def endpoint(self, trunk: str) -> str:
         known = self._parts.trunks.get(trunk)
-        return known.endpoint if known is not None else ""
+        return known.endpoint if known is not None and known.in_path else ""
 
     def caller(self, trunk: str, call_id: str) -> Extension:
         call = self._parts.calls[trunk].get(call_id, self._clock.now())
         return self._parts.directory.extension(far_caller(call.from_uri if call else "", trunk))
 
-    def service(self, trunk: str, call_id: str) -> Service | None:
-        return self._monitors.service(trunk, call_id, self._clock.now())
+    def service(self, trunk: str, call_id: str, failed: Service | None) -> Service | None:
+        return self._monitors.service(trunk, call_id, failed, self._clock.now())
 
-    def offered(self, offer: Offer) -> None:
-        if not offer.agent and not offer.monitor:
-            return
+    def offered(self, offer: Offer, dialled: str) -> None:
         self._index(offer)
-        trunk, call_id = (offer.monitor, offer.call_out) if offer.monitor else (offer.agent, offer.call_in)
-        call = self._parts.calls[trunk].get(call_id, self._clock.now())
-        if call is not None:
-            heard = Heard(call.from_uri, call.to_uri, call.uri, call.monitors)
-            self._parts.keep("heard", offer.id, heard)
+        now = self._clock.now()
+        if offer.agent:
+            self._agents.hear(offer, now)
+        if offer.monitor:
+            self._monitors.hear(offer, dialled, now)
 
     def _index(self, offer: Offer) -> None:
         if offer.agent:
@@ -111,8 +110,9 @@ class CallCompletion:
             self._agents.forgotten(offer)
         if offer.monitor:
             self._monitors.forgotten(offer)
-        if self._parts.heard(offer.id) is not None:
-            self._parts.keep("heard", offer.id, None)
+        for kind in ("came", "heard"):
+            if self._parts.kept(kind, offer.id, Heard) is not None:
+                self._parts.keep(kind, offer.id, None)
 
     def requested(self, request: CcRequest, offer: Offer, now: float) -> None:
         if offer.monitor:

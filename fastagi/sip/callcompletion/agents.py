@@ -12,11 +12,11 @@ from functools import partial
 from typing import Final
 
 from fastagi.completion.machine import CallerAnswered, CallerBusy, Cancelled, TimeOver
-from fastagi.completion.model import TURN, Number, Offer, Presence, Service, State
+from fastagi.completion.model import TURN, Number, Offer, Presence, State
 from fastagi.completion.model import Request as CcRequest
 from fastagi.errors import Refused
 from fastagi.sip.callcompletion.parts import Parts, same_uri, user_of
-from fastagi.sip.callcompletion.values import OUR_USER, Agent
+from fastagi.sip.callcompletion.values import OUR_USER, Agent, Heard
 from fastagi.sip.calls import plain_user
 from fastagi.sip.dialog import Answer, Ask
 from fastagi.sip.message import Request, Response
@@ -46,8 +46,6 @@ OFFER_GRACE: Final = 15.0
 OPEN_GRACE: Final = 0.5
 """Seconds between an ``open`` and ``ready``: told at once, chan_sip answers it with ``closed``."""
 RETRY_AFTER: Final = ("Retry-After", "60")
-SERVICE_M: Final = {Service.CCBS: "BS", Service.CCNR: "NR", Service.CCNL: "NL"}
-M_SERVICE: Final = {m: service for service, m in SERVICE_M.items()}
 
 
 def pace(sent: tuple[float, ...], content: Content) -> float:
@@ -79,6 +77,9 @@ class Agents:
 
     def offered(self, offer: Offer) -> None:
         self._offers[self._parts.names.monitor(offer.call_in)] = offer.id
+
+    def hear(self, offer: Offer, now: float) -> None:
+        self._parts.hear("came", offer.id, offer.agent, offer.call_in, now)
 
     def forgotten(self, offer: Offer) -> None:
         self._parts.service.after(partial(self._forget, self._parts.names.monitor(offer.call_in)))
@@ -298,13 +299,13 @@ class Agents:
         found = None
         for offer in self._parts.service.book.offers_of(far_caller(from_uri, trunk)):
             if offer.callee == callee:
-                heard = self._parts.heard(offer.id)
+                heard = self._parts.kept("came", offer.id, Heard)
                 if heard is not None and same_uri(heard.from_uri, from_uri):
                     found = offer
         return found
 
     def _accept(self, trunk: str, request: Request, offer: Offer, now: float) -> Response:
-        heard = self._parts.heard(offer.id)
+        heard = self._parts.kept("came", offer.id, Heard)
         from_uri = heard.from_uri if heard is not None else request.from_.uri
         tag, names = self._parts.new_token(), self._parts.names
         accept(request, tag, Content("-", STATE_TYPE), now + 3600, now, TERMS)  # raises if it cannot be

@@ -19,7 +19,7 @@ from fastagi.completion.model import TURN, Offer, Presence, Service, State
 from fastagi.completion.model import Request as CcRequest
 from fastagi.sip import publication, subscription
 from fastagi.sip.callcompletion.parts import Parts, same_uri, user_of
-from fastagi.sip.callcompletion.values import Habits, Heard, Monitor
+from fastagi.sip.callcompletion.values import SERVICE_M, Habits, Heard, Monitor
 from fastagi.sip.dialog import Answer, Ask
 from fastagi.sip.message import Request, Response
 from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, parse_pidf, parse_state, pidf
@@ -39,7 +39,7 @@ from fastagi.sip.subscription import (
 )
 from fastagi.sip.uri import Uri
 
-M_SERVICE: Final = {"BS": Service.CCBS, "NR": Service.CCNR, "NL": Service.CCNL}
+M_SERVICE: Final = {m: service for service, m in SERVICE_M.items()}
 REFUSED: Final = {
     480: ("CALLEE_QUEUE_FULL", "too many wait for {callee} there already"),
     403: ("REFUSED_THERE", "the PBX beyond {monitor} does not let {callee} be waited for"),
@@ -65,6 +65,17 @@ class Monitors:
     def offered(self, offer: Offer) -> None:
         self._offers[offer.call_out] = offer.id
 
+    def hear(self, offer: Offer, dialled: str, now: float) -> None:
+        trunk = self._parts.trunks[offer.monitor]
+        if trunk.in_path:
+            self._parts.hear("heard", offer.id, offer.monitor, offer.call_out, now)
+            return
+        # Nothing was seen: it is asked for where it was called (RFC 6910, 6.2).
+        who = str(Uri.of(dialled, *trunk.peer[0]))
+        m = SERVICE_M[offer.service] if offer.service is not None else ""
+        own = str(Uri.of(offer.caller, trunk.towards_peer.host))
+        self._parts.keep("heard", offer.id, Heard(own, who, who, ((who, m),)))
+
     def forgotten(self, offer: Offer) -> None:
         self._parts.service.after(partial(self._forget, offer.call_out))
 
@@ -75,10 +86,11 @@ class Monitors:
         """What is on record of a call that went out by this Call-ID."""
         return self._parts.service.book.offers.get(self._offers.get(call_id, 0))
 
-    def service(self, trunk: str, call_id: str, now: float) -> Service | None:
-        """What the other PBX has offered of this call."""
-        known = self._parts.trunks.get(trunk)
-        call = self._parts.calls[trunk].get(call_id, now) if known else None
+    def service(self, trunk: str, call_id: str, failed: Service | None, now: float) -> Service | None:
+        """What the other PBX has offered of this call; where nothing of ours is in the path, as it ``failed``."""
+        if not self._parts.trunks[trunk].in_path:
+            return failed
+        call = self._parts.calls[trunk].get(call_id, now)
         if call is None or not call.monitors:
             return None
         # An m nobody knows "MUST be accepted" (RFC 6910, 7.1).
@@ -86,7 +98,7 @@ class Monitors:
 
     def requested(self, request: CcRequest, offer: Offer, now: float) -> None:
         """What is on offer is asked for: what was seen of its call goes with the request."""
-        heard = self._parts.heard(offer.id)
+        heard = self._parts.kept("heard", offer.id, Heard)
         if heard is not None:
             self._keep(Monitor(request.id, request.monitor, heard, ()))
 

@@ -77,9 +77,11 @@ class Parts:
         if element is not None:  # else: the trunk is no longer configured
             self.service.after(partial(element.ask, request))
 
-    def heard(self, offer: int) -> Heard | None:
-        """What was seen on the wire of the call of this offer."""
-        return self.kept("heard", offer, Heard)
+    def hear(self, kind: str, offer: int, trunk: str, call_id: str, now: float) -> None:
+        """Keep what was seen of the call of this offer: how it ``came``, or what was ``heard`` as it went out."""
+        call = self.calls[trunk].get(call_id, now)
+        if call is not None:
+            self.keep(kind, offer, Heard(call.from_uri, call.to_uri, call.uri, call.monitors))
 
     def keep(self, kind: str, key: int | str, value: Kept | None) -> None:
         if self.service.book.kept[kind].get(str(key)) is not value:

@@ -12,10 +12,10 @@ from typing import Final
 
 from fastagi.completion.model import Invalid, number
 from fastagi.errors import Refused
-from fastagi.sip.callcompletion.agents import SERVICE_M, Agents, our_uri
+from fastagi.sip.callcompletion.agents import Agents, our_uri
 from fastagi.sip.callcompletion.monitors import Monitors
 from fastagi.sip.callcompletion.parts import Parts
-from fastagi.sip.callcompletion.values import OUR_USER, RECALL_USER
+from fastagi.sip.callcompletion.values import OUR_USER, RECALL_USER, SERVICE_M
 from fastagi.sip.calls import Call
 from fastagi.sip.message import Header, Request, Response
 from fastagi.sip.package import call_info

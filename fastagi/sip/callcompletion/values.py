@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from fastagi.completion.model import Service
 from fastagi.sip.package import parse_pidf
 from fastagi.sip.publication import Publication, Publisher
 from fastagi.sip.subscription import Notifier, Subscriber, SubscriberState
@@ -16,6 +17,10 @@ OUR_USER: Final = re.compile(r"cc[mc]-[0-9a-f]{32}")
 """The user part of a monitor URI (ccm-) or a cc-URI (ccc-) of ours."""
 RECALL_USER: Final = re.compile(r"cc-([0-9]{15})")
 """What the dialplan dials for the CC call of that recall: no URI of a peer is ever dialled."""
+
+
+SERVICE_M: Final = {Service.CCBS: "BS", Service.CCNR: "NR", Service.CCNL: "NL"}
+"""The ``m`` of each service (RFC 6910, 12.3)."""
 
 
 @dataclass(frozen=True, slots=True)
