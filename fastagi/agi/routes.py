@@ -167,6 +167,7 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
         dialled=dialled,
         call_in=_call_id(call.arg(6)),
         call_out=_call_id(call.arg(5)),
+        caller_id=call.callerid,
     )
     offer: Offer | Request = await ask(service.offer, failed)
     if fault:

@@ -63,6 +63,9 @@ class Beyond(Protocol):
     def endpoint(self, trunk: str) -> str:
         """What the CC call over it is dialled through; empty: whatever the dialplan dials."""
 
+    def call_id(self, trunk: str, outgoing: bool, callee: str, caller: str) -> str:
+        """The Call-ID of the latest call over it between these two; empty: none was seen."""
+
     def caller(self, trunk: str, call_id: str) -> Extension:
         """Who called over this trunk by this Call-ID."""
 
@@ -109,6 +112,9 @@ class Alone:
         return ""
 
     def endpoint(self, trunk: str) -> str:
+        return ""
+
+    def call_id(self, trunk: str, outgoing: bool, callee: str, caller: str) -> str:
         return ""
 
     def caller(self, trunk: str, call_id: str) -> Extension:

@@ -57,7 +57,7 @@ class FailedCall:
 
     ``devices``: those it dialled, if watchable; ``through``: the endpoint it was dialled through, and
     ``dialled`` whom it called there; ``call_in`` and ``call_out``: its Call-IDs towards the caller and towards
-    the callee. Empty where there is none.
+    the callee. Empty where there is none. ``caller_id`` is a mere word, of use only where no Call-ID is known.
     """
 
     caller: Device
@@ -71,6 +71,7 @@ class FailedCall:
     dialled: str = ""
     call_in: str = ""
     call_out: str = ""
+    caller_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,8 +440,10 @@ class CompletionService:
         return self._offer(call, now)
 
     def _offer(self, call: FailedCall, now: float) -> Offer:
-        agent = self._beyond.trunk(call.caller)
-        caller = self._beyond.caller(agent, call.call_in) if agent else self._who(call.caller)
+        agent, call_in, call_out = self._beyond.trunk(call.caller), "", ""
+        if agent:
+            call_in = call.call_in or self._beyond.call_id(agent, False, call.callee, call.caller_id)
+        caller = self._beyond.caller(agent, call_in) if agent else self._who(call.caller)
         old = self.book.offer_of_call(call.uniqueid, call.callee)
         if old is not None and old.caller == caller.number and now < old.offer_ends:
             return old
@@ -449,7 +452,9 @@ class CompletionService:
         devices = () if monitor else callee.devices or call.devices
         service = machine.service_of(call.dialstatus, call.cause)
         if monitor and call.callee:
-            service = self._beyond.service(monitor, call.call_out, service)
+            dialled = call.dialled or call.callee
+            call_out = call.call_out or self._beyond.call_id(monitor, True, dialled, caller.number)
+            service = self._beyond.service(monitor, call_out, service)
         reason = self._not_offered(call, caller, callee, devices, monitor, service)
         self._make_room(caller.number, now)
         offer = Offer(
@@ -467,8 +472,8 @@ class CompletionService:
             uniqueid=call.uniqueid,
             agent=agent,
             monitor=monitor,
-            call_in=call.call_in if agent else "",
-            call_out=call.call_out if monitor else "",
+            call_in=call_in,
+            call_out=call_out,
         )
         self.book.add_offer(offer)
         self._beyond.offered(offer, call.dialled or call.callee)

@@ -140,6 +140,66 @@ def test_not_registered(two: TwoPbx, caller: str, callee: str, other: str) -> No
     over(two)
 
 
+def test_asked_by_a_digit(two: TwoPbx) -> None:
+    talk = two.talk("4000", "5000")
+    call = two.phones["1000"].dial("*84000").wait_answered(10)
+    two.until(lambda: "to-call-this-number" in two.a.played(), "the offer is heard", 10)
+    call.dtmf("5")
+    told(two, "queued", timeout=10)
+    call.wait_ended(10)
+    two.forget("4000")
+    two.phones["4000"].answer = "ring"
+    talk.hangup()
+    two.connects(two.recalled("1000"), "4000").hangup()
+    over(two)
+
+
+def test_plain_dial_and_a_hang_up_handler(two: TwoPbx) -> None:
+    """Nothing tells the Call-ID of the call: it is found by who called whom."""
+    talk = two.talk("4000", "5000")
+    two.phones["1000"].dial("*94000").wait_status(486)
+    two.until(two.a.offers, "the call is on record")
+    assert two.asks("1000") == "SUCCESS/"
+    two.forget("4000")
+    two.phones["4000"].answer = "ring"
+    told(two, "queued")
+    talk.hangup()
+    two.connects(two.recalled("1000"), "4000").hangup()
+    over(two)
+
+
+def test_what_is_known_of_the_one_beyond(two: TwoPbx) -> None:
+    def status() -> str:
+        count = len(two.a.site_lines("site-trunkstatus"))
+        two.phones["1000"].dial("*74000").wait_answered().wait_ended()
+        two.until(lambda: len(two.a.site_lines("site-trunkstatus")) > count, "the status is known")
+        return two.a.site_lines("site-trunkstatus")[-1].split()[-1]
+
+    assert status() == "UNKNOWN"
+    talk = camped(two, "1000", "4000", "5000")
+    assert status() == "QUEUED"
+    subscribe = two.wire.wait("SUBSCRIBE")
+    for site, direction in (two.a, "watched there"), (two.b, "watched here"):
+        shown = site.server.cli("trunk", "show")
+        assert subscribe.get("Call-ID") in shown and direction in shown and "queued" in shown
+    his = two.talk("1000", "2000")
+    talk.hangup()
+    told(two, "ready")
+    two.wire.wait("PUBLISH", body="closed")
+    assert "suspended" in two.b.server.cli("trunk", "show")
+    two.phones["1000"].answer = "ring"
+    his.hangup()
+    two.connects(two.recalled("1000", 15), "4000").hangup()
+    over(two)
+    assert "nobody waits" in two.a.server.cli("trunk", "show")
+
+
+def test_what_a_probe_tells(two: TwoPbx) -> None:
+    said = two.a.server.cli("trunk", "probe", "b")
+    assert "knows call completion" in said and "OPTIONS" in said
+    assert not two.wire.messages("INVITE")
+
+
 # --------------------------------------------------------------------------------------------- taken back
 
 
@@ -259,6 +319,39 @@ def test_the_element_is_killed_during_a_call(two: TwoPbx, caller: str, callee: s
     theirs.wait_ended()
     for site in two.sites:
         site.server.start()
-        two.until(
-            lambda site=site: not [c for c in site.asterisk.channels() if "PJSIP" in c], "no channel is left"
-        )
+        two.until(partial(no_calls, site), "no channel is left")
+
+
+# ------------------------------------------------------------------------- over TCP, with OPTIONS through it
+
+
+@pytest.fixture
+def tcp(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[TwoPbx]:
+    folder: Path = tmp_path_factory.mktemp("tcp")
+    with TwoPbx(folder, ensure_asterisk(), transport="tcp", qualify=1).running() as pbxs:
+        pbxs.fresh()
+        yield pbxs
+        if hasattr(request.node, "failed"):
+            print(pbxs.evidence())
+        pbxs.clear()
+
+
+def test_over_tcp(tcp: TwoPbx) -> None:
+    """Both ways at once; and while an element is down, Asterisk knows it and no caller waits in silence."""
+    one = camped(tcp, "1000", "4000", "5000")
+    other = tcp.talk("2000", "3000")
+    tcp.meets_busy("6000", "2000")
+    assert tcp.asks("6000") == "SUCCESS/"
+    tcp.phones["2000"].answer = "ring"
+    one.hangup()
+    tcp.connects(tcp.recalled("1000"), "4000").hangup()
+    other.hangup()
+    tcp.connects(tcp.recalled("6000"), "2000").hangup()
+    for site in tcp.sites:
+        tcp.until(partial(nothing_open, site), f"no open request at {site.name}")
+    tcp.a.server.kill()
+    tcp.until(lambda: not tcp.a.reachable(), "Asterisk sees that the trunk is down", 10)
+    tcp.phones["1000"].dial("4000").wait_ended(2)
+    tcp.a.server.start()
+    tcp.until(tcp.a.reachable, "Asterisk sees that it is up again", 10)
+    tcp.meets_busy("1000", "4000")

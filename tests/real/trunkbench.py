@@ -60,6 +60,15 @@ exten => _*8[{own}]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:2}},{ring},,${{EXTEN:2
 exten => _*8[{others}]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:2}}@{trunk},{ring},,${{EXTEN:2}}))
  same => n,Gosub(cc-offer,s,1)
  same => n,Hangup()
+; plain Dial, and a hang-up handler
+exten => _*9[{others}]000,1,Set(CHANNEL(hangup_handler_push)=cc-hangup,s,1(${{EXTEN:2}},PJSIP/${{EXTEN:2}}@{trunk}))
+ same => n,Dial(PJSIP/${{EXTEN:2}}@{trunk},{ring})
+ same => n,Hangup(${{HANGUPCAUSE}})
+; what is known of one beyond the trunk
+exten => _*7[{others}]000,1,Answer()
+ same => n,Gosub(cc-ask,trunkstatus,1(${{EXTEN:2}}))
+ same => n,Verbose(1,site-trunkstatus ${{CC_TRUNK_STATUS}})
+ same => n,Hangup()
 ; without cc-dial: plain Dial
 exten => _5[{own}]000,1,Dial(PJSIP/${{EXTEN:1}},{ring})
  same => n,Hangup()

@@ -155,7 +155,7 @@ def test_the_settings_table() -> None:
 def minimal(folder: Path) -> Trunk:
     """The trunk that says no more than it must."""
     path = folder / "fastagi.yaml"
-    path.write_text("trunks: {mxone: {listen: udp:0.0.0.0:5070, peer: ['192.0.2.10:5060']}}\n")
+    path.write_text("trunks: {mxone: {listen: udp:192.0.2.1:5070, peer: ['192.0.2.10:5060']}}\n")
     [trunk] = load(path).trunks
     return trunk
 

@@ -1,7 +1,7 @@
 """The rules with parties beyond trunks, as conversations: what lies beyond is a hand-written fake."""
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -203,11 +203,11 @@ class FakeBeyond:
     def caller(self, trunk: str, call_id: str) -> Extension:
         return Extension(Number(f"{self.callers[call_id]}@{trunk}"), self.settings)
 
-    def service(self, trunk: str, call_id: str) -> Service | None:
+    def service(self, trunk: str, call_id: str, failed: Service | None) -> Service | None:
         assert trunk == "mxone"
         return self.offers.get(call_id)
 
-    def offered(self, offer: Offer) -> None:
+    def offered(self, offer: Offer, dialled: str) -> None:
         if offer.agent or offer.monitor:
             self.index.add(offer.id)
             self._world.service.keep(
@@ -1002,9 +1002,7 @@ def test_what_changes_by_following_is_followed_in_the_same_turn(world: FarWorld)
 
     world.far.follows.append(busy)
     world.set("2000", IDLE)
-    assert world.told() == [
-        f"saved: {id} QUEUED -> READY, {id} READY -> QUEUED, {other} QUEUED -> READY"
-    ]
+    assert world.told() == [f"saved: {id} QUEUED -> READY, {id} READY -> QUEUED, {other} QUEUED -> READY"]
 
 
 def test_the_far_sides_next_instant_is_armed(world: FarWorld) -> None:
@@ -1134,7 +1132,7 @@ class Script:
     """A script on its way: it waits where it asks the service."""
 
     def __init__(self, world: FarWorld, name: str, channel: str, *args: str) -> None:
-        self.set: Mapping[str, str] | None = None
+        self._set: Mapping[str, str] | None = None
         session: Any = FakeSession(channel, *args, uniqueid=f"u-{len(world.store.offers)}")
         self._run = routes.answer(name, session, world.service, self._ask, world.logged.append)
         self._go_on(lambda: self._coroutine.send(None))
@@ -1147,7 +1145,7 @@ class Script:
         script = self
 
         class Answer:
-            def __await__(self) -> Iterator[None]:
+            def __await__(self) -> Generator[None, None, object]:
                 answers: list[object] = []
                 waits = False
 
@@ -1164,20 +1162,25 @@ class Script:
                     raise answers[0]
                 return answers[0]
 
-        return Answer()  # type: ignore[return-value]
+        return Answer()
 
     def _go_on(self, step: Callable[[], object]) -> None:
         try:
             step()
         except StopIteration as end:
-            self.set = end.value
+            self._set = end.value
+
+    def sets(self) -> Mapping[str, str] | None:
+        """What it sets, once it is over."""
+        return self._set
 
 
 def ran(world: FarWorld, name: str, channel: str, *args: str) -> Mapping[str, str]:
     script = Script(world, name, channel, *args)
     world.look()
-    assert script.set is not None, "it waits"
-    return script.set
+    made = script.sets()
+    assert made is not None, "it waits"
+    return made
 
 
 PHONE, TRUNK = "PJSIP/1000-00000001", "PJSIP/mxone-0000000a"
@@ -1212,32 +1215,31 @@ def test_record_of_the_cc_call_of_a_caller_beyond(world: FarWorld) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dialled", "through"),
+    ("dialled", "through", "who"),
     [
-        ("PJSIP/2000@mxone", "PJSIP/mxone"),
-        ("PJSIP/*82#@mxone", "PJSIP/mxone"),
-        ("PJSIP/mxone/sip:2000@192.0.2.10", "PJSIP/mxone"),
-        ("PJSIP/mxone/sip:2000@192.0.2.10;x=\n", "PJSIP/mxone"),
-        ("PJSIP/2000", "PJSIP/2000"),
-        ("PJSIP/mxone", "PJSIP/mxone"),
-        ("PJSIP/2000@mxone&PJSIP/2001@mxone", ""),
-        ("PJSIP/2000@mx one", ""),
-        ("PJSIP/2000@mxone/sip:x", ""),
-        ("SIP/2000@mxone", ""),
-        ("Local/2000@phones", ""),
-        ("-", ""),
-        ("", ""),
-        ("PJSIP/\n@mxone", ""),
-        ("PJSIP/2000@mxone\n", ""),
+        ("PJSIP/2000@mxone", "PJSIP/mxone", "2000"),
+        ("PJSIP/*82#@mxone", "PJSIP/mxone", "*82#"),
+        ("PJSIP/mxone/sip:2000@192.0.2.10", "PJSIP/mxone", "2000"),
+        ("PJSIP/mxone/sips:+49@[2001:db8::1]:5061;x=y", "PJSIP/mxone", "+49"),
+        ("PJSIP/mxone/sip:192.0.2.10", "PJSIP/mxone", ""),
+        ("PJSIP/2000", "PJSIP/2000", ""),
+        ("PJSIP/mxone", "PJSIP/mxone", ""),
+        ("PJSIP/2000@mxone&PJSIP/2001@mxone", "", ""),
+        ("PJSIP/2000@mx one", "", ""),
+        ("PJSIP/2000@mxone/sip:x", "", ""),
+        ("SIP/2000@mxone", "", ""),
+        ("Local/2000@phones", "", ""),
+        ("-", "", ""),
+        ("", "", ""),
+        ("PJSIP/\n@mxone", "", ""),
+        ("PJSIP/2000@mxone\n", "", ""),
     ],
 )
-def test_what_a_dial_string_goes_through(dialled: str, through: str) -> None:
-    assert routes._through(dialled) == through
+def test_what_a_dial_string_goes_through(dialled: str, through: str, who: str) -> None:
+    assert routes._through(dialled) == (through, who)
 
 
-@pytest.mark.parametrize(
-    "call_id", ["a b", "a\nb", "x" * 256, "a(b)", "a'b", 'a"b', "ä", "a\udcff", "a,b"]
-)
+@pytest.mark.parametrize("call_id", ["a b", "a\nb", "x" * 256, "a(b)", "a'b", 'a"b', "ä", "a\udcff", "a,b"])
 def test_a_call_id_with_what_is_in_none_is_refused(world: FarWorld, call_id: str) -> None:
     with pytest.raises(Invalid):
         routes._call_id(call_id)
@@ -1251,11 +1253,11 @@ def test_a_call_id_with_what_is_in_none_is_refused(world: FarWorld, call_id: str
 def test_request_waits_until_the_other_pbx_has_accepted(world: FarWorld) -> None:
     world.fails_out("1000", "2000")
     script = Script(world, "request", PHONE)
-    assert script.set is None
+    assert script.sets() is None
     world.wait(1)
-    assert script.set is None
+    assert script.sets() is None
     world.accept(2)
-    assert script.set == {
+    assert script.sets() == {
         "CC_REQUEST_RESULT": "SUCCESS",
         "CC_REQUEST_REASON": "",
         "CC_POSITION": "1",
@@ -1279,7 +1281,7 @@ def test_request_says_why_it_was_not_accepted(
     world.fails_out("1000", "2000")
     script = Script(world, "request", PHONE)
     end(world)
-    assert script.set == {"CC_REQUEST_RESULT": "FAIL", "CC_REQUEST_REASON": reason, "CC_ACK": "1"}
+    assert script.sets() == {"CC_REQUEST_RESULT": "FAIL", "CC_REQUEST_REASON": reason, "CC_ACK": "1"}
 
 
 def test_answered_names_the_trunks_endpoint(world: FarWorld) -> None:

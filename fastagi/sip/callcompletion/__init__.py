@@ -84,6 +84,10 @@ class CallCompletion:
         known = self._parts.trunks.get(trunk)
         return known.endpoint if known is not None and known.in_path else ""
 
+    def call_id(self, trunk: str, outgoing: bool, callee: str, caller: str) -> str:
+        call = self._parts.calls[trunk].latest(outgoing, callee, caller, self._clock.now())
+        return call.call_id if call is not None else ""
+
     def caller(self, trunk: str, call_id: str) -> Extension:
         call = self._parts.calls[trunk].get(call_id, self._clock.now())
         return self._parts.directory.extension(far_caller(call.from_uri if call else "", trunk))
