@@ -90,8 +90,8 @@ class Beyond(Protocol):
     def follow(self, now: float) -> bool:
         """Let the other PBXs know, once this turn is saved; True: requests have changed by it."""
 
-    def next_due(self) -> float | None:
-        """The nearest instant at which `follow` has something to do."""
+    def next_due(self, after: float) -> float | None:
+        """The nearest instant after that one at which `follow` has something to do."""
 
 
 FAR = "SIP/"
@@ -138,7 +138,7 @@ class Alone:
     def follow(self, now: float) -> bool:
         return False
 
-    def next_due(self) -> float | None:
+    def next_due(self, after: float) -> float | None:
         return None
 
 

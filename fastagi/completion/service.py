@@ -376,7 +376,7 @@ class CompletionService:
                 due.append(request.recall_ends)
         if self.book.offers:
             due.append(self._settled_at + OFFER_MEMORY)
-        if (at := self._beyond.next_due()) is not None:
+        if (at := self._beyond.next_due(self._settled_at)) is not None:
             due.append(at)
         return min(due, default=None)
 

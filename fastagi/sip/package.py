@@ -194,7 +194,8 @@ def _add_monitor(found: dict[str, str], text: str) -> None:
         info = CallInfo.parse(text)
     except Malformed:
         return
-    if info.purpose == _PURPOSE and _stands(info.uri):
+    sip = info.uri.lower().startswith(("sip:", "sips:"))  # nobody can subscribe to another
+    if info.purpose == _PURPOSE and sip and _stands(info.uri):
         add_monitor(found, info.uri, info.m if _MODE.fullmatch(info.m) else "")
 
 

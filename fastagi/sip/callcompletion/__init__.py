@@ -135,8 +135,8 @@ class CallCompletion:
         changed = self._agents.follow(now)
         return self._monitors.follow(now) or changed
 
-    def next_due(self) -> float | None:
-        due = [at for at in (self._agents.next_due(), self._monitors.next_due()) if at is not None]
+    def next_due(self, after: float) -> float | None:
+        due = [at for at in (*self._agents.dues(), *self._monitors.dues()) if at > after]
         return min(due, default=None)
 
     # What the elements ask

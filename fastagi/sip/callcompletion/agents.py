@@ -95,7 +95,7 @@ class Agents:
     def presence(self, request: int, now: float) -> Presence | None:
         """Whether this caller can be told ``ready`` now; None: not yet."""
         agent = self._agent(request)
-        if agent is None:
+        if agent is None or agent.trunk not in self._parts.trunks:
             return None
         if agent.closed(now):
             return Presence.IN_USE
@@ -108,7 +108,8 @@ class Agents:
             changed |= self._follow(agent, now)
         return changed
 
-    def next_due(self) -> float | None:
+    def dues(self) -> list[float]:
+        """The instants at which there is something to do."""
         due: list[float] = []
         for agent in self._all():
             at = agent.notifier.next_due(TERMS)
@@ -116,9 +117,9 @@ class Agents:
             if agent.publication is not None:
                 due.append(agent.publication.expires_at)
             request = self._request(agent)
-            if request is not None and request.state is State.QUEUED:
+            if request is not None and request.state is State.QUEUED and agent.trunk in self._parts.trunks:
                 due.append(self._ready_at(agent))
-        return min(due, default=None)
+        return due
 
     def call_over(self, call_id: str) -> str:
         """The recall id of the CC call that came by this Call-ID; empty: it was none."""
@@ -237,9 +238,8 @@ class Agents:
         return max(n.not_before, pace(n.sent_at, ready), agent.open_since + OPEN_GRACE)
 
     def _content(self, trunk: str, call_user: str, ready: bool) -> Content:
-        known = self._parts.trunks.get(trunk)
-        uri = our_uri(known, call_user) if known else ""
-        return Content(state_body(ready, uri, known is None or known.retention), STATE_TYPE)
+        known = self._parts.trunks[trunk]
+        return Content(state_body(ready, our_uri(known, call_user), known.retention), STATE_TYPE)
 
     def _of_dialog(self, trunk: str, request: Request) -> Agent | None:
         if not request.to.tag:
@@ -363,12 +363,23 @@ class Agents:
             by = f"the PBX beyond {agent.trunk} (subscription {reason})"
             self._parts.service.apply(cc, Cancelled(by), now)
 
+    def _gone(self, agent: Agent, cc: CcRequest | None, now: float) -> None:
+        """The trunk is no longer configured: there is nobody to tell anything."""
+        self._parts.keep("agent", agent.request, None)
+        if cc is not None:
+            self._parts.service.apply(cc, Cancelled("the configuration, which has that trunk no longer"), now)
+
     def _follow(self, agent: Agent, now: float) -> bool:
         cc, n = self._request(agent), agent.notifier
+        if agent.trunk not in self._parts.trunks:
+            self._gone(agent, cc, now)
+            return cc is not None
         if n.state is NotifierState.ACTIVE:
             if cc is None:
                 last = self._content(agent.trunk, agent.call_user, ready=False)
-                self._step(agent, Terminate("noresource", content=last), now)
+                ended = self._parts.service.book.changes.requests.get(agent.request)
+                reason = "timeout" if ended is not None and ended.reason == "EXPIRED" else "noresource"
+                self._step(agent, Terminate(reason, content=last), now)
                 return False
             content = self._content(agent.trunk, agent.call_user, cc.state in TURN)
             if content != n.content:

@@ -22,7 +22,7 @@ from fastagi.sip.callcompletion.parts import Parts, same_uri, user_of
 from fastagi.sip.callcompletion.values import SERVICE_M, Habits, Heard, Monitor
 from fastagi.sip.dialog import Answer, Ask
 from fastagi.sip.message import Request, Response
-from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, parse_pidf, parse_state, pidf
+from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, parse_state, pidf
 from fastagi.sip.publication import Publisher, PublisherEffect, PublisherState, step_publisher
 from fastagi.sip.subscription import (
     Accepted,
@@ -116,9 +116,9 @@ class Monitors:
             self._follow(monitor, now)
         return before != [r for r in self._parts.service.book.requests() if r.monitor]
 
-    def next_due(self) -> float | None:
-        due = [at for m in self._all() for at in _dues(m)]
-        return min(due, default=None)
+    def dues(self) -> list[float]:
+        """The instants at which there is something to do."""
+        return [at for monitor in self._all() for at in _dues(monitor)]
 
     def target(self, recall_id: str, request: Request) -> str | None:
         """Where the CC call of this recall goes: cc-URI, monitor URI, or what was called first (RFC 6910, 6.4)."""
@@ -250,11 +250,14 @@ class Monitors:
             self._after_a_failed_call(monitor, cc, now)
             return
         if cc.state in (State.QUEUED, State.READY):
-            self._publish(monitor, cc, now)
+            if monitor.serves:
+                self._publish(monitor, cc, now)
+            else:
+                self._ended(monitor, "lost", 0, now)
 
     def _after_a_failed_call(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
         """Where the other PBX does not retain, the place there is lost: we ask anew (RFC 6910, 4.2)."""
-        if monitor.retention:
+        if monitor.retention and monitor.serves:
             self._keep(replace(monitor, called=False))
             return
         for place, s in enumerate(monitor.subscribers):
@@ -280,7 +283,7 @@ class Monitors:
             self._step_publisher(current, publication.Withdraw(), now)
             current = self._current(monitor)
             p = current.publisher
-        if current.over and (p is None or p.state is PublisherState.IDLE):
+        if current.over and (p is None or p.state is not PublisherState.SENDING):
             self._parts.keep("monitor", monitor.request, None)
 
     # Inside: suspend and resume
@@ -295,7 +298,10 @@ class Monitors:
             p = self._new_publisher(monitor, cc)
             self._keep(replace(monitor, publisher=p))
         if p.content != wanted:
-            self._step_publisher(self._current(monitor), publication.Publish(wanted), now)
+            current = self._current(monitor)
+            if closed:
+                current = replace(current, ready=False, was_ready=current.ready)
+            self._step_publisher(current, publication.Publish(wanted), now)
 
     def _is_busy(self, cc: CcRequest, now: float) -> bool:
         """His other requests are suspended during a recall (RFC 6910, 6.3), and this one in the pause after one."""
@@ -330,12 +336,12 @@ class Monitors:
         match effect:
             case Ask(request):
                 self._parts.ask(monitor.trunk, request)
-            case publication.Done(content) if content is not None and parse_pidf(_bytes(content)) is False:
-                # What was ready before he was suspended says nothing any more.
-                self._keep(replace(self._current(monitor), ready=False))
             case publication.Failed(489):
                 self._publish_by_its_old_name(self._current(monitor), now)
-            case _:
+            case publication.Failed():
+                current = self._current(monitor)
+                self._keep(replace(current, ready=current.ready or current.was_ready, was_ready=False))
+            case publication.Done():
                 pass
 
     def _publish_by_its_old_name(self, monitor: Monitor, now: float) -> None:
@@ -392,6 +398,7 @@ class Monitors:
             replace(
                 monitor,
                 ready=said.ready and cc.state not in TURN,
+                was_ready=False,
                 cc_uri=said.uri or monitor.cc_uri,
                 retention=said.retention,
             )
@@ -423,10 +430,6 @@ class Monitors:
         first = next((uri for uri, _ in monitor.heard.monitors), monitor.heard.uri)
         uri = str(Uri.parse(monitor.cc_uri or first).usable(peer.host, peer.port))
         return _with_m(uri, _m(monitor))
-
-
-def _bytes(content: publication.Content) -> bytes:
-    return content.body.encode("utf-8", "surrogateescape")
 
 
 def _m(monitor: Monitor) -> str:

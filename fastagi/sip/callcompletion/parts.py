@@ -81,7 +81,8 @@ class Parts:
         """Keep what was seen of the call of this offer: how it ``came``, or what was ``heard`` as it went out."""
         call = self.calls[trunk].get(call_id, now)
         if call is not None:
-            self.keep(kind, offer, Heard(call.from_uri, call.to_uri, call.uri, call.monitors))
+            heard = Heard(call.from_uri, call.to_uri, call.uri, call.monitors)
+            self.service.book.put_kept(kind, str(offer), heard)  # nothing follows from it yet
 
     def keep(self, kind: str, key: int | str, value: Kept | None) -> None:
         if self.service.book.kept[kind].get(str(key)) is not value:

@@ -125,10 +125,10 @@ class Passing:
 
     def _to_peer(self, trunk: Trunk, response: Response, now: float) -> tuple[Header, ...]:
         call_id = response.call_id
-        if call_id in self._cc_calls or self._agents.call_over(call_id):
+        call = self._parts.calls[trunk.name].answered(response, now)
+        if call_id in self._cc_calls or (call is None and self._agents.call_over(call_id)):
             self._cc_call_answered(response)
             return ()  # an offer in it would open another request: chan_sip does that
-        call = self._parts.calls[trunk.name].answered(response, now)
         m = self._offered_as(call, response) if trunk.call_info else ""
         if not m:
             return ()

@@ -126,6 +126,8 @@ class Monitor:
     publisher: Publisher | None = None
     ready: bool = False
     """The other PBX has said so, and no turn has used it yet."""
+    was_ready: bool = False
+    """It had, when we suspended; that counts again only if it does not understand to be told so."""
     cc_uri: str = ""
     """Of the latest NOTIFY that had one, verbatim."""
     retention: bool = False
@@ -162,7 +164,7 @@ class Monitor:
         )
 
 
-_MONITOR = ("request", "trunk", "ready", "cc_uri", "retention", "called")
+_MONITOR = ("request", "trunk", "ready", "was_ready", "cc_uri", "retention", "called")
 
 
 def _only(names: tuple[str, ...], saved: dict[str, Any]) -> dict[str, Any]:
