@@ -118,7 +118,7 @@ def theirs(
 
 
 def agent(id: int = 8, trunk: str = "mxone", **values: Any) -> Agent:
-    start = Agent(id, trunk, "2000", "sip:7000@192.0.2.10", "ccm-1", "ccc-1", theirs())
+    start = Agent(id, trunk, "2000", "sip:7000@192.0.2.10", "sip:ccm-1@192.0.2.1", "ccm-1", "ccc-1", theirs())
     return replace(start, **values)
 
 

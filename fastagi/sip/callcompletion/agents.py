@@ -261,8 +261,7 @@ class Agents:
     def _once_more(self, agent: Agent, request: Request, now: float) -> Response:
         """Its first SUBSCRIBE again, whose answer a crash of ours has eaten; or another fork of it."""
         dialog = agent.notifier.dialog
-        ours = user_of(request.uri) in (agent.monitor_user, agent.callee)
-        if not ours or dialog.remote_seq != request.cseq[0]:
+        if request.uri != agent.uri or dialog.remote_seq != request.cseq[0]:
             raise No(482, "merged with another fork of the same SUBSCRIBE")  # RFC 6910, 9.7
         left = max(0, int(agent.notifier.expires_at - now))
         return request.response(200, headers=(("Expires", str(left)),), tag=dialog.local_tag)
@@ -318,7 +317,7 @@ class Agents:
         monitor_user, call_user = names.monitor(offer.call_in), names.call(cc.id)
         content = self._content(trunk, call_user, ready=False)
         notifier, effects = accept(request, tag, content, cc.service_ends, now, TERMS)
-        agent = Agent(cc.id, trunk, offer.callee, from_uri, monitor_user, call_user, notifier)
+        agent = Agent(cc.id, trunk, offer.callee, from_uri, request.uri, monitor_user, call_user, notifier)
         return self._done(agent, effects, now)
 
     def _make_way(self, old: Agent | None, now: float) -> float | None:
@@ -330,10 +329,12 @@ class Agents:
         return cc.asked_at
 
     def _of_publish(self, trunk: str, request: Request) -> Agent | None:
-        user = user_of(request.uri)
-        found = self._of_dialog(trunk, request) or (self.agent_of_user(user) if user else None)
-        if found is None:
-            found = self.agent_of_caller(trunk, request.from_.uri, user)
+        """By its dialog or its request-URI, else by its From (RFC 6910, 7.5)."""
+        user, caller = user_of(request.uri), request.from_.uri
+        found = self._of_dialog(trunk, request) or self.agent_of_user(user)
+        if found is None and user == "cc":  # our Contact, which is everybody's
+            found = next((a for a in self._all() if a.trunk == trunk and same_uri(a.from_uri, caller)), None)
+        found = found or self.agent_of_caller(trunk, caller, user)
         return found if found is not None and found.trunk == trunk else None
 
     def _step(self, agent: Agent, event: NotifierEvent, now: float) -> Response:

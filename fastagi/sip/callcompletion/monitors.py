@@ -49,6 +49,10 @@ MAX_FORKS: Final = 4
 """Monitor URIs of one call that are subscribed to."""
 NEARLY: Final = 5.0
 """Seconds: that long before the end of the service the other PBX's own end of it is the same thing."""
+MAX_RENEWALS: Final = 5
+SOON: Final = 0.1
+PAUSE: Final = 30.0
+"""Seconds that we wait longer each time before we subscribe anew: a PBX may end whatever it accepts."""
 AGAIN: Final = frozenset({"deactivated", "probation", "giveup", "expired"})
 """Ends of a subscription after which it is worth another (RFC 6665, 4.1.3)."""
 
@@ -252,8 +256,10 @@ class Monitors:
         if cc.state in (State.QUEUED, State.READY):
             if monitor.serves:
                 self._publish(monitor, cc, now)
-            else:
-                self._ended(monitor, "lost", 0, now)
+            elif not monitor.renew_at:
+                self._ended(monitor, "lost", 0, None, now)
+            elif monitor.renew_at <= now:
+                self._subscribe(replace(monitor, renew_at=0.0), cc, now)
 
     def _after_a_failed_call(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
         """Where the other PBX does not retain, the place there is lost: we ask anew (RFC 6910, 4.2)."""
@@ -380,8 +386,8 @@ class Monitors:
                 if state != "terminated":
                     self._accepted(monitor, now)
                     self._told(self._current(monitor), request, now)
-            case Ended(reason, status):
-                self._ended(monitor, reason, status, now)
+            case Ended(reason, status, retry_at):
+                self._ended(monitor, reason, status, retry_at, now)
         return None
 
     def _accepted(self, monitor: Monitor, now: float) -> None:
@@ -407,7 +413,7 @@ class Monitors:
             why = f"{cc.callee} is not free any more, says the PBX beyond {cc.monitor}"
             self._parts.service.apply(cc, RecallLost(why, pause=False), now)
 
-    def _ended(self, monitor: Monitor, reason: str, status: int, now: float) -> None:
+    def _ended(self, monitor: Monitor, reason: str, status: int, retry_at: float | None, now: float) -> None:
         cc = self._request(monitor)
         if cc is None or monitor.serves or cc.state is State.CALLING:
             return
@@ -419,8 +425,9 @@ class Monitors:
             self._parts.service.apply(cc, event, now)
         elif reason == "timeout" and cc.state is State.QUEUED and cc.service_ends < now + NEARLY:
             self._parts.service.apply(cc, TimeOver(), now)
-        elif reason in AGAIN and cc.state is State.QUEUED and cc.service_ends - now > 1:
-            self._subscribe(replace(monitor, subscribers=()), cc, now)
+        elif reason in AGAIN and cc.state is State.QUEUED and monitor.renewals < MAX_RENEWALS:
+            renew_at = max(retry_at or now, now + SOON + PAUSE * monitor.renewals)
+            self._keep(replace(monitor, ready=False, renewals=monitor.renewals + 1, renew_at=renew_at))
         else:
             why = f"the PBX beyond {cc.monitor} watches {cc.callee} no longer ({reason})"
             self._parts.service.apply(cc, MonitorEnded("ENDED_THERE", why), now)
@@ -444,6 +451,8 @@ def _dues(monitor: Monitor) -> list[float]:
     due = [s.next_due() for s in monitor.subscribers]
     if monitor.publisher is not None:
         due.append(monitor.publisher.next_due())
+    if monitor.renew_at:
+        due.append(monitor.renew_at)
     return [at for at in due if at is not None]
 
 

@@ -84,6 +84,8 @@ class Agent:
     trunk: str
     callee: str
     from_uri: str
+    uri: str
+    """The request-URI of the SUBSCRIBE."""
     monitor_user: str
     call_user: str
     notifier: Notifier
@@ -112,7 +114,7 @@ class Agent:
         return cls(**{**_only(_AGENT, saved), "notifier": notifier, "publication": publication})
 
 
-_AGENT = ("request", "trunk", "callee", "from_uri", "monitor_user", "call_user", "open_since")
+_AGENT = ("request", "trunk", "callee", "from_uri", "uri", "monitor_user", "call_user", "open_since")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,10 @@ class Monitor:
     """The other PBX keeps the place in its queue when a CC call fails."""
     called: bool = False
     """A CC call is under way, or has just failed."""
+    renewals: int = 0
+    """How often we have subscribed anew because the other PBX asked for it."""
+    renew_at: float = 0.0
+    """When we do so next; 0: there is no need."""
 
     @property
     def serves(self) -> bool:
@@ -164,7 +170,7 @@ class Monitor:
         )
 
 
-_MONITOR = ("request", "trunk", "ready", "was_ready", "cc_uri", "retention", "called")
+_MONITOR = ("request", "trunk", "ready", "was_ready", "cc_uri", "retention", "called", "renewals", "renew_at")
 
 
 def _only(names: tuple[str, ...], saved: dict[str, Any]) -> dict[str, Any]:
