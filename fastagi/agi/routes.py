@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from fastagi.agi.wire import Call
 from fastagi.completion.model import Device, Invalid, Number, Offer, Request, State, context, device, number
-from fastagi.completion.service import CompletionService, FailedCall, Place, RecallPlan, Target
+from fastagi.completion.offers import FailedCall
+from fastagi.completion.service import CompletionService, Place, RecallPlan, Target
 from fastagi.errors import Refused
 
 Variables = Mapping[str, str]

@@ -24,6 +24,7 @@ from fastagi.completion.model import (
     Service,
     State,
 )
+from fastagi.completion.offers import OFFER_MEMORY, FailedCall, Offers
 from fastagi.completion.ports import (
     FAR,
     Agent,
@@ -40,38 +41,8 @@ from fastagi.completion.ports import (
 from fastagi.completion.turns import Done, Turns, ignore
 from fastagi.errors import Refused
 
-OFFER_MEMORY = 3600.0
-"""Seconds that an offer is remembered after its time, so that ``*30`` can say that it came too late."""
-OFFERS_PER_CALLER = 20
-NOT_WATCHABLE = "CALLEE_NOT_WATCHABLE"
-"""Why a call is not offered whose callee nobody can watch: an outside line, a PBX that offers nothing."""
 RING_AT_MOST = 15.0
 """Seconds a caller rings when the callee is beyond a trunk: the other PBX waits 10 to 20 (RFC 6910, 7.3)."""
-FORGET_EVERY = 60.0
-"""Seconds between two looks through all offers for those to be forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class FailedCall:
-    """What the dialplan tells of a call that was not answered.
-
-    ``devices``: those it dialled, if watchable; ``through``: the endpoint it was dialled through, and
-    ``dialled`` whom it called there; ``call_in`` and ``call_out``: its Call-IDs towards the caller and towards
-    the callee. Empty where there is none. ``caller_id`` is a mere word, of use only where no Call-ID is known.
-    """
-
-    caller: Device
-    context: Context
-    callee: Number
-    devices: tuple[Device, ...]
-    dialstatus: str
-    cause: int
-    uniqueid: str
-    through: str = ""
-    dialled: str = ""
-    call_in: str = ""
-    call_out: str = ""
-    caller_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +103,11 @@ class CompletionService:
         self._limits = limits
         self._new_recall_id = new_recall_id
         self.book = Book()
+        self._offers = Offers(self.book, self._beyond, directory, limits)
         self._levels: dict[Device, Presence] = {}
         self._idle_since: dict[Device, float] = {}
         self._wanted: dict[Device, float] = {}
         self._settled_at = 0.0
-        self._forgot_at = 0.0
-        self._full_until = 0.0
         self._waiting: dict[int, list[Done]] = {}
         self._turns = Turns(
             book=self.book,
@@ -164,7 +134,7 @@ class CompletionService:
         is cut to it.
         """
         now = self._clock.now()
-        cut_offers = [self._cut_offer(o, now) for o in offers]
+        cut_offers = [self._offers.cut(o, now) for o in offers]
         cut_requests = [self._cut(r, now) for r in requests]
         self.book.load(cut_offers, cut_requests, last_id, self._beyond.load(kept or {}))
         self.event(self._restarted)
@@ -200,13 +170,13 @@ class CompletionService:
 
     def pending(self, caller: Device, done: Done) -> None:
         """Answers the caller's open requests, oldest first."""
-        self.event(lambda now: self._of_caller(self._who(caller).number), done)
+        self.event(lambda now: self._of_caller(self._offers.who(caller).number), done)
 
     def far_state(self, caller: Device, callee: Number, done: Done) -> None:
         """Answers what the PBX beyond a trunk said last of the callee he waits for: QUEUED, READY or UNKNOWN."""
 
         def work(now: float) -> object:
-            for request in self._of_caller(self._who(caller).number):
+            for request in self._of_caller(self._offers.who(caller).number):
                 if request.callee == callee and request.monitor and request.state is not State.REQUESTED:
                     free = self._beyond.presence(request.callee_devices[0], now) is Presence.IDLE
                     return "READY" if free or request.state in TURN else "QUEUED"
@@ -288,8 +258,7 @@ class CompletionService:
     def _settle(self, now: float) -> None:
         """Run until nothing changes: what is due, whose turn it is, what those beyond the trunks say to it."""
         self._settled_at = now
-        if now >= self._forgot_at + FORGET_EVERY:
-            self._forget_offers(now, OFFER_MEMORY)
+        self._offers.look_through(now)
         while True:
             for request in self.book.requests():
                 self._look_at_the_time(request, now)
@@ -386,6 +355,10 @@ class CompletionService:
 
     # Inside a turn
 
+    def offered_late(self, id: int, now: float) -> None:
+        """The other PBX has offered this call after it was recorded as one it does not offer."""
+        self._offers.offered_late(id, now)
+
     def apply(self, request: Request, event: machine.Event, now: float) -> Request:
         """One event for one request; raises `Refused`, and nothing has changed."""
         policy = self._policy(request)
@@ -425,121 +398,16 @@ class CompletionService:
             return Policy(self._directory.extension(request.caller).settings, callee, recall_grace=0.0)
         return Policy(self._directory.extension(request.caller).settings, callee)
 
-    def _who(self, device: Device) -> Extension:
-        who = self._directory.of_device(device)
-        if who is None:
-            raise Refused("CALLER_UNKNOWN", f"{device} is no extension of this PBX and may not ask")
-        return who
-
     def _of_caller(self, caller: Number) -> list[Request]:
         return [r for r in self.book.requests() if r.caller == caller]
 
     def _offer_or_over(self, call: FailedCall, now: float) -> Offer | Request:
         if call.call_in and (recall_id := self._beyond.call_over(call.call_in)):
             return self.call_ended(recall_id, call.dialstatus, call.cause, now)
-        return self._offer(call, now)
-
-    def _offer(self, call: FailedCall, now: float) -> Offer:
-        agent, call_in, call_out = self._beyond.trunk(call.caller), "", ""
-        if agent:
-            call_in = call.call_in or self._beyond.call_id(agent, False, call.callee, call.caller_id)
-        caller = self._beyond.caller(agent, call_in) if agent else self._who(call.caller)
-        old = self.book.offer_of_call(call.uniqueid, call.callee)
-        if old is not None and old.caller == caller.number and now < old.offer_ends:
-            return old
-        callee = self._directory.extension(call.callee)
-        monitor = self._beyond.trunk(Device(call.through)) if call.through else ""
-        devices = () if monitor else callee.devices or call.devices
-        service = machine.service_of(call.dialstatus, call.cause)
-        if monitor and call.callee:
-            dialled = call.dialled or call.callee
-            call_out = call.call_out or self._beyond.call_id(monitor, True, dialled, caller.number)
-            service = self._beyond.service(monitor, call_out, service)
-        reason = self._not_offered(call, caller, callee, devices, monitor, service)
-        self._make_room(caller.number, now)
-        offer = Offer(
-            id=self.book.new_id(),
-            caller=caller.number,
-            caller_devices=() if agent else caller.devices or (call.caller,),
-            caller_context=call.context,
-            callee=call.callee,
-            callee_devices=devices,
-            service=None if reason else service,
-            reason=reason,
-            why=machine.describe(call.dialstatus, call.cause),
-            offered_at=now,
-            offer_ends=now + caller.settings.cc_offer_timer,
-            uniqueid=call.uniqueid,
-            agent=agent,
-            monitor=monitor,
-            call_in=call_in,
-            call_out=call_out,
-        )
-        self.book.add_offer(offer)
-        self._beyond.offered(offer, call.dialled or call.callee)
-        return offer
-
-    def _not_offered(
-        self,
-        call: FailedCall,
-        caller: Extension,
-        callee: Extension,
-        devices: tuple[Device, ...],
-        monitor: str,
-        service: Service | None,
-    ) -> str:
-        """Why this call is not offered; empty: it is. ``service`` beyond a trunk is what is offered there."""
-        if not call.callee:
-            return "INVALID"
-        if service is None:
-            if call.dialstatus == "CHANUNAVAIL" and call.cause == 1:
-                return "NO_SUCH_NUMBER"
-            if machine.service_of(call.dialstatus, call.cause) is None:
-                return call.dialstatus or "NOT_REACHED"
-        if caller.settings.cc_agent_policy == "never":
-            return "CALLER_POLICY_NEVER"
-        if callee.settings.cc_monitor_policy == "never":
-            return "CALLEE_POLICY_NEVER"
-        if service is None or not (devices or monitor):
-            return NOT_WATCHABLE
-        if set(devices) & {call.caller, *caller.devices}:
-            return "CALLER_IS_CALLEE"
-        return ""
-
-    def offered_late(self, id: int, now: float) -> None:
-        """The other PBX has offered this call after it was recorded as one it does not offer."""
-        offer = self.book.offers.get(id)
-        if offer is None or offer.reason != NOT_WATCHABLE:
-            return
-        service = self._beyond.service(offer.monitor, offer.call_out, None)
-        if service is not None:
-            new = replace(offer, service=service, reason="")
-            self.book.replace_offer(offer, new)
-            self._beyond.offered(new, offer.callee)
-
-    def _make_room(self, caller: Number, now: float) -> None:
-        own = self.book.offers_of(caller)
-        if len(own) >= OFFERS_PER_CALLER:
-            self._forget(own[0])
-        elif len(self.book.offers) >= self._limits.cc_max_offers:
-            if now >= self._full_until:
-                self._forget_offers(now, 0.0)
-            if len(self.book.offers) >= self._limits.cc_max_offers:
-                self._full_until = now + 1.0  # to look through them all for each call would be our own end
-                raise Refused("TOO_MANY_OFFERS", f"{len(self.book.offers)} calls are on offer already")
-
-    def _forget_offers(self, now: float, memory: float) -> None:
-        """Those whose time was over ``memory`` seconds ago."""
-        self._forgot_at = now
-        for offer in [o for o in self.book.offers.values() if o.offer_ends + memory <= now]:
-            self._forget(offer)
-
-    def _forget(self, offer: Offer) -> None:
-        self.book.forget_offer(offer)
-        self._beyond.forgotten(offer)
+        return self._offers.record(call, now)
 
     def _ask(self, device: Device, callee: Number | None, now: float) -> Place:
-        caller = self._who(device)
+        caller = self._offers.who(device)
         offers = self.book.offers_of(caller.number)
         if callee is None:
             offer = offers[-1] if offers else None
@@ -604,7 +472,7 @@ class CompletionService:
         return queue.index(request.id) + 1
 
     def _cancel(self, device: Device, callee: Number | None, now: float) -> Request:
-        caller = self._who(device)
+        caller = self._offers.who(device)
         own = [
             r
             for r in self._of_caller(caller.number)
@@ -650,10 +518,6 @@ class CompletionService:
             if other.callee == request.caller and other.state is State.QUEUED:
                 self.apply(other, machine.Fulfilled(request.id), now)
         return done
-
-    def _cut_offer(self, offer: Offer, now: float) -> Offer:
-        timer = self._directory.extension(offer.caller).settings.cc_offer_timer
-        return replace(offer, offer_ends=min(offer.offer_ends, now + timer))
 
     def _cut(self, request: Request, now: float) -> Request:
         policy = self._policy(request)

@@ -15,15 +15,9 @@ from fastagi.completion.model import (
     Request,
     Settings,
 )
+from fastagi.completion.offers import NOT_WATCHABLE, FailedCall
 from fastagi.completion.ports import Beyond, Changes, LogEntry
-from fastagi.completion.service import (
-    NOT_WATCHABLE,
-    CompletionService,
-    FailedCall,
-    Place,
-    RecallPlan,
-    Target,
-)
+from fastagi.completion.service import CompletionService, Place, RecallPlan, Target
 from fastagi.errors import Refused
 
 IDLE, RINGING, IN_USE, GONE = Presence.IDLE, Presence.RINGING, Presence.IN_USE, Presence.GONE
@@ -150,14 +144,14 @@ class FakeStore:
             self._events.append("not saved")
             done(error)
             return
-        self._write(changes)
+        self.write(changes)
         done(None)
 
     def crash(self) -> None:
         """What was not committed is gone."""
         self._waiting.clear()
 
-    def _write(self, changes: Changes) -> None:
+    def write(self, changes: Changes) -> None:
         said = [f"offer {o.id}" for o in changes.offers if o.id not in self.offers]
         said += [f"{e.request} {e.old} -> {e.new}" for e in changes.log]
         if said:

@@ -23,7 +23,7 @@ from twisted.internet.testing import StringTransport
 import fastagi.agi
 from fastagi import cli, config
 from fastagi.agi.server import Server
-from fastagi.completion import book, machine, model, ports, queue, service, turns
+from fastagi.completion import book, machine, model, offers, ports, queue, service, turns
 from fastagi.completion.model import Limits, Number, Settings
 from fastagi.config import load
 from fastagi.errors import ConfigError
@@ -193,7 +193,7 @@ def test_whose_setting_it_is() -> None:
 
 # ---------------------------------------------------------------------------------------- reasons
 
-SERVICE = ast.parse(Path(str(service.__file__)).read_text())
+SERVICE = ast.parse("".join(Path(str(part.__file__)).read_text() for part in (offers, service)))
 MACHINE = ast.parse(Path(str(machine.__file__)).read_text())
 TURNS = ast.parse(Path(str(turns.__file__)).read_text())
 MONITORS = ast.parse(Path(str(monitors.__file__)).read_text())
@@ -246,7 +246,7 @@ def not_offered() -> set[str]:
         for word in strings(node.value)
     }
     assert {"NO_SUCH_NUMBER", "NOT_REACHED"} <= returned
-    return returned | DIALSTATUS | {service.NOT_WATCHABLE}
+    return returned | DIALSTATUS | {offers.NOT_WATCHABLE}
 
 
 # Of the machine's refusals, only these can be met by a script; _apply() calls the machine for all of them.
@@ -290,7 +290,7 @@ def test_reasons_of_a_cancel() -> None:
 
 
 def test_reasons_of_a_call() -> None:
-    said = refusals(reached(SERVICE, "_offer")) | not_offered() | BROKEN | WHO | said_by_dialplan("CC_REASON")
+    said = refusals(reached(SERVICE, "record")) | not_offered() | BROKEN | WHO | said_by_dialplan("CC_REASON")
     said |= refusals(reached(SERVICE, "call_ended")) | refusals(reached(ROUTES, "_recall_id")) | {"RETAINED"}
     said |= refusals(reached(MACHINE, "step"))  # a call that ends before the server knows that it began
     said |= ends(reached(MACHINE, "_call_failed"))

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from fastagi.completion.model import Limits, Request, State
-from fastagi.completion.service import OFFERS_PER_CALLER
+from fastagi.completion.offers import OFFERS_PER_CALLER
 from tests.unit.rules import GONE, IDLE, IN_USE, RINGING, START, World, phone
 
 
