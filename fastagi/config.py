@@ -105,9 +105,7 @@ def _config(file: "_File") -> Config:
         )
         for key, entry in file.extensions.items()
     }
-    trunks = {
-        name: replace(defaults, cc_recall_timer=entry.cc_recall_timer) for name, entry in file.trunks.items()
-    }
+    trunks = {name: _callers_beyond(entry, defaults) for name, entry in file.trunks.items()}
     return Config(
         listen_host=file.fastagi.listen[0],
         listen_port=file.fastagi.listen[1],
@@ -120,6 +118,12 @@ def _config(file: "_File") -> Config:
         limits=Limits(**{field.name: getattr(file.defaults, field.name) for field in fields(Limits)}),
         trunks=tuple(_trunk(name, entry) for name, entry in file.trunks.items()),
     )
+
+
+def _callers_beyond(entry: "_Trunk", defaults: Settings) -> Settings:
+    """The settings of the callers beyond a trunk: without retention the first turn that fails is the last."""
+    recalls = defaults.cc_max_recalls if entry.retention else 1
+    return replace(defaults, cc_recall_timer=entry.cc_recall_timer, cc_max_recalls=recalls)
 
 
 def _trunk(name: str, entry: "_Trunk") -> Trunk:

@@ -167,7 +167,6 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
         where = f"{config.listen_host}:{config.listen_port}"
         raise ConfigError([f"nobody can listen on {where}: {error.socketError.strerror}"]) from error
     stop_control = control.listen(reactor, config.control, service, beyond.probe)
-    beyond.resume(offers)
     for link in links.values():
         link.start()
     spool.start()

@@ -35,6 +35,8 @@ ACCEPT_WITHIN = 4.0
 """Seconds that another PBX has to accept a request: its caller holds the line meanwhile."""
 CALL_LIMIT = 12 * 3600.0
 """Seconds after which a CC call nobody reports on is given up."""
+FAR_CALL_LIMIT = 240.0
+"""The same of a caller beyond a trunk: his call is over for us when it is answered, and rings no longer."""
 
 
 # Events: what can happen to a request.
@@ -104,6 +106,8 @@ class RecallLost:
     why: str
     pause: bool = True
     """Wait ``cc_retry_timer`` before the next."""
+    counted: bool = False
+    """It counts against ``cc_max_recalls``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,14 +324,16 @@ def _recall_failed(r: Request, e: RecallFailed, now: float, p: Policy) -> Step:
 
 def _recall_lost(r: Request, e: RecallLost, now: float, p: Policy) -> Step:
     retry_at = now + p.caller.cc_retry_timer if e.pause else 0.0
-    step = _requeue(r, now, e.why, retry_at=retry_at)
-    return replace(step, effects=(StopRecall(r),))
+    if e.counted:
+        return replace(_counted(r, now, p, e.why, retry_at=retry_at), effects=(StopRecall(r),))
+    return replace(_requeue(r, now, e.why, retry_at=retry_at), effects=(StopRecall(r),))
 
 
 def _caller_answered(r: Request, e: CallerAnswered, now: float, p: Policy) -> Step:
     if not r.taken:
         raise Refused("RECALL_UNKNOWN", f"recall {r.recall_id} of request {r.id} was not begun yet")
-    new = replace(r, state=State.CALLING, channel=e.channel, recall_ends=now + CALL_LIMIT)
+    limit = FAR_CALL_LIMIT if r.agent else CALL_LIMIT
+    new = replace(r, state=State.CALLING, channel=e.channel, recall_ends=now + limit)
     return Step(new, f"{r.caller} answered: calling {r.callee}")
 
 

@@ -216,7 +216,7 @@ class Request:
     taken: bool = False
     """Asterisk has begun this attempt."""
     channel: str = ""
-    """The recall's Local channel, once taken; of a caller beyond a trunk: the CC call, ``SIP/<Call-ID>``."""
+    """The recall's Local channel, once taken; of a caller beyond a trunk the CC call, ``SIP/<hash>``."""
     recall_ends: float = 0
     """READY and CALLING: the turn is over then at the latest; REQUESTED: the other PBX has answered by then."""
     ended_at: float = 0

@@ -1,6 +1,6 @@
 """What the rules need of the world, and what they tell it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
@@ -54,7 +54,9 @@ class Kept(Protocol):
 class Beyond(Protocol):
     """Callers and callees beyond the trunks: their agents and monitors. All of it happens inside turns."""
 
-    def load(self, kept: Mapping[tuple[str, str], str]) -> Mapping[tuple[str, str], Kept]:
+    def load(
+        self, kept: Mapping[tuple[str, str], str], offers: Sequence[Offer]
+    ) -> Mapping[tuple[str, str], Kept]:
         """What the store remembers, as values by kind and key."""
 
     def trunk(self, device: Device) -> str:
@@ -81,8 +83,8 @@ class Beyond(Protocol):
     def requested(self, request: Request, offer: Offer, now: float) -> None:
         """What is on offer there is asked for."""
 
-    def call_over(self, call_id: str) -> str:
-        """The recall id of the CC call that came by this Call-ID; empty: it was none."""
+    def call_over(self, trunk: str, call_id: str) -> str:
+        """The recall id of the CC call that came over this trunk by this Call-ID; empty: it was none."""
 
     def presence(self, device: Device, now: float) -> Presence | None:
         """What a party beyond a trunk is now (see `far_device`)."""
@@ -105,7 +107,9 @@ def far_device(request: int, party: str) -> Device:
 class Alone:
     """A PBX without trunks."""
 
-    def load(self, kept: Mapping[tuple[str, str], str]) -> Mapping[tuple[str, str], Kept]:
+    def load(
+        self, kept: Mapping[tuple[str, str], str], offers: Sequence[Offer]
+    ) -> Mapping[tuple[str, str], Kept]:
         return {}
 
     def trunk(self, device: Device) -> str:
@@ -129,7 +133,7 @@ class Alone:
 
     def requested(self, request: Request, offer: Offer, now: float) -> None: ...
 
-    def call_over(self, call_id: str) -> str:
+    def call_over(self, trunk: str, call_id: str) -> str:
         return ""
 
     def presence(self, device: Device, now: float) -> Presence | None:

@@ -109,6 +109,7 @@ class CompletionService:
         self._wanted: dict[Device, float] = {}
         self._settled_at = 0.0
         self._waiting: dict[int, list[Done]] = {}
+        self._refused: dict[int, Refused] = {}
         self._turns = Turns(
             book=self.book,
             store=store,
@@ -136,7 +137,7 @@ class CompletionService:
         now = self._clock.now()
         cut_offers = [self._offers.cut(o, now) for o in offers]
         cut_requests = [self._cut(r, now) for r in requests]
-        self.book.load(cut_offers, cut_requests, last_id, self._beyond.load(kept or {}))
+        self.book.load(cut_offers, cut_requests, last_id, self._beyond.load(kept or {}, cut_offers))
         self.event(self._restarted)
 
     # What callers and operators ask
@@ -158,7 +159,8 @@ class CompletionService:
         if request is not None and request.state is State.REQUESTED:
             self._waiting.setdefault(id, []).append(done)
         else:
-            done(request or Refused("NO_SUCH_REQUEST", f"request {id} is over already"))
+            over = Refused("NO_SUCH_REQUEST", f"request {id} is over already")
+            done(request or self._refused.pop(id, over))
 
     def cancel(self, caller: Device, callee: Number | None, done: Done) -> None:
         """``*31``: take back the latest request, or that for ``callee``; answers the `Request`."""
@@ -383,6 +385,8 @@ class CompletionService:
     def _tell_whether_accepted(self, step: machine.Step) -> None:
         request = step.request
         answer = Refused(request.reason, step.sentence) if request.state is State.ENDED else request
+        if isinstance(answer, Refused):  # perhaps in the very turn in which it was asked for
+            self._refused = {request.id: answer}
         for done in self._waiting.pop(request.id, []):
             done(answer)
 
@@ -402,9 +406,14 @@ class CompletionService:
         return [r for r in self.book.requests() if r.caller == caller]
 
     def _offer_or_over(self, call: FailedCall, now: float) -> Offer | Request:
-        if call.call_in and (recall_id := self._beyond.call_over(call.call_in)):
-            return self.call_ended(recall_id, call.dialstatus, call.cause, now)
-        return self._offers.record(call, now)
+        agent = self._beyond.trunk(call.caller)
+        recall_id = self._beyond.call_over(agent, call.call_in) if agent and call.call_in else ""
+        if not recall_id:
+            return self._offers.record(call, now)
+        over = self.call_ended(recall_id, call.dialstatus, call.cause, now)
+        if over.state is State.ENDED:  # he has lost his place, and may ask anew like anybody else
+            self._offers.record(call, now)
+        return over
 
     def _ask(self, device: Device, callee: Number | None, now: float) -> Place:
         caller = self._offers.who(device)

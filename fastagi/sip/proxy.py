@@ -93,7 +93,8 @@ class Proxy:
         """What a request that may not pass is answered (16.3)."""
         if request.max_forwards == 0:
             return self._answer(request, 483)
-        if any(self._has_passed(via) for via in request.all("via")):
+        place = _place(request)
+        if any(self._has_passed(via, place) for via in request.all("via")):
             return self._answer(request, 482)
         unknown = request.all("proxy-require")
         if unknown and request.method not in ("ACK", "CANCEL"):  # 8.2.2.3: to be ignored there
@@ -103,12 +104,13 @@ class Proxy:
     def _answer(self, request: Request, status: int, *headers: Header) -> Response:
         return request.response(status, headers=headers, tag=stateless_tag(request))
 
-    def _has_passed(self, via: str) -> bool:
+    def _has_passed(self, via: str, place: str) -> bool:
+        """Whether it came here before for the same URI: a loop, and no mere spiral (16.3)."""
         try:
-            sent_by = Via.parse(via)
+            passed = Via.parse(via)
         except Malformed:  # Only the topmost must be good
             return False
-        return self.trunk.is_us(sent_by.host, sent_by.port)
+        return self.trunk.is_us(passed.host, passed.port) and passed.branch.endswith(place)
 
     def _headers(self, request: Request, via: Header) -> tuple[Header, ...]:
         """Those of the next hop: our Via, one hop less, and no Routes that led here (16.4; 16.6, steps 3 and 8)."""
@@ -140,7 +142,8 @@ class Proxy:
 
     def _via(self, request: Request, source: Address, towards: Side) -> str:
         # Without a table only the Via can tell by which connection the answer has to go back.
-        return f"{self._start[towards]}{_hash(request)}" + (f";cport={source.port}" if self._reliable else "")
+        branch = _hash(request) + _place(request)
+        return f"{self._start[towards]}{branch}" + (f";cport={source.port}" if self._reliable else "")
 
     def _answer_to(self, via: Via) -> Address:
         host, port = via.answer_to()
@@ -154,6 +157,15 @@ class Proxy:
         return int(text) if 0 < int(text) <= 65535 else None
 
 
+def _place(request: Request) -> str:
+    """The second part of our branch, by which a loop is told from a spiral (16.6, step 8)."""
+    return _digest(request.uri)[:8]
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def _hash(request: Request) -> str:
     """What is the same in an INVITE, its CANCEL, the ACK of its failure and every copy of them (16.11).
 
@@ -164,4 +176,4 @@ def _hash(request: Request) -> str:
     if not branch.lower().startswith(COOKIE.lower()) or len(branch) == len(COOKIE):
         # RFC 2543: such a branch need not be unique, nor be there.
         words += request.call_id, request.from_.tag, str(request.cseq[0]), request.uri
-    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return _digest(*words)[:24]

@@ -48,7 +48,12 @@ _PRUNE = (
 
 def _row(thing: Offer | Request, columns: list[str]) -> list[Any]:
     values = (getattr(thing, name) for name in columns)
-    return ["&".join(v) if isinstance(v, tuple) else v for v in values]
+    return ["&".join(v) if isinstance(v, tuple) else _text(v) for v in values]
+
+
+def _text(value: Any) -> Any:
+    """What is no UTF-8 cannot be saved, and must not stop what can."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _thing(kind: type[_T], row: dict[str, Any]) -> _T:
@@ -246,7 +251,7 @@ class Store:
             connection.executemany(_PUT_REQUEST, [_row(r, _REQUEST) for r in changes.requests.values()])
         if changes.log:
             connection.executemany(
-                _ADD_LOG, [(e.request, e.at, e.old, e.new, e.sentence) for e in changes.log]
+                _ADD_LOG, [(e.request, e.at, e.old, e.new, _text(e.sentence)) for e in changes.log]
             )
         for key, value in changes.kept.items():
             if value is None:

@@ -8,7 +8,7 @@ a message changes is changed in a turn of the service, and answered when that is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from fastagi.completion.model import Device, Extension, Offer, Presence, Service
 from fastagi.completion.model import Request as CcRequest
@@ -22,6 +22,7 @@ from fastagi.sip.callcompletion.passing import Passing
 from fastagi.sip.callcompletion.values import OUR_USER, Agent, Habits, Heard, Monitor, Names
 from fastagi.sip.calls import Calls
 from fastagi.sip.dialog import Rejected
+from fastagi.sip.limits import Notices
 from fastagi.sip.message import Header, Malformed, Request, Response
 from fastagi.sip.package import EVENT
 from fastagi.sip.probe import Probe, report
@@ -49,6 +50,7 @@ class CallCompletion:
         self._agents = Agents(self._parts)
         self._monitors = Monitors(self._parts)
         self._passing = Passing(self._parts, self._agents, self._monitors)
+        self._notices = Notices(clock, log)
         self._probes: dict[str, Probe] = {}  # by the Call-IDs of what they asked
 
     def join(self, service: CompletionService, elements: dict[str, Asker]) -> None:
@@ -58,7 +60,9 @@ class CallCompletion:
 
     # What the rules ask, inside a turn
 
-    def load(self, kept: Mapping[tuple[str, str], str]) -> Mapping[tuple[str, str], Kept]:
+    def load(
+        self, kept: Mapping[tuple[str, str], str], offers: Sequence[Offer]
+    ) -> Mapping[tuple[str, str], Kept]:
         secret = kept.get(("secret", "trunks"))
         if secret is not None:
             self._parts.names = Names(json.loads(secret))
@@ -69,13 +73,10 @@ class CallCompletion:
             "heard": Heard.from_json,
             "habits": lambda text: Habits(**json.loads(text)),
         }
-        found = {key: makers[key[0]](text) for key, text in kept.items() if key[0] in makers}
-        return {**found, ("secret", "trunks"): self._parts.names} if secret is not None else found
-
-    def resume(self, offers: list[Offer]) -> None:
-        """Know the offers of before again."""
         for offer in offers:
             self._index(offer)
+        found = {key: makers[key[0]](text) for key, text in kept.items() if key[0] in makers}
+        return {**found, ("secret", "trunks"): self._parts.names} if secret is not None else found
 
     def trunk(self, device: Device) -> str:
         return self._endpoints.get(device, "")
@@ -86,7 +87,8 @@ class CallCompletion:
 
     def call_id(self, trunk: str, outgoing: bool, callee: str, caller: str) -> str:
         call = self._parts.calls[trunk].latest(outgoing, callee, caller, self._clock.now())
-        return call.call_id if call is not None else ""
+        # What is no text for sure is not kept.
+        return call.call_id if call is not None and call.call_id.isascii() else ""
 
     def caller(self, trunk: str, call_id: str) -> Extension:
         call = self._parts.calls[trunk].get(call_id, self._clock.now())
@@ -122,8 +124,8 @@ class CallCompletion:
         if offer.monitor:
             self._monitors.requested(request, offer, now)
 
-    def call_over(self, call_id: str) -> str:
-        return self._agents.call_over(call_id)
+    def call_over(self, trunk: str, call_id: str) -> str:
+        return self._agents.call_over(trunk, call_id)
 
     def presence(self, device: Device, now: float) -> Presence | None:
         request, _, party = device.removeprefix(FAR).partition("/")
@@ -229,7 +231,9 @@ class CallCompletion:
             why = str(no)
         except Malformed as error:
             status, headers, why = error.status, (), str(error)
-        self._parts.log(f"trunk {trunk}: a {request.method} is refused with {status}: {why}")
+        source = request.via.received or request.via.host
+        line = f"trunk {trunk}: a {request.method} from {source} is refused with {status}: {why}"
+        self._notices.say(trunk, line)
         return request.response(status, headers=headers, tag=stateless_tag(request))
 
 

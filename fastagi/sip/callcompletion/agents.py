@@ -7,6 +7,8 @@ whatever a request has become, `Agents.follow` sees to it that its subscriber kn
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -45,6 +47,10 @@ OFFER_GRACE: Final = 15.0
 """Seconds beyond ``cc_offer_timer`` in which a SUBSCRIBE is taken: its caller asked in time, his PBX took its own."""
 OPEN_GRACE: Final = 0.5
 """Seconds between an ``open`` and ``ready``: told at once, chan_sip answers it with ``closed``."""
+ASKED_AT_MOST: Final = 10
+"""How often one call may be asked for: who asks and leaves without end would fill the history."""
+MAX_ROUTES: Final = 4096
+"""Characters of a peer's own that are kept with its subscription."""
 RETRY_AFTER: Final = ("Retry-After", "60")
 
 
@@ -72,40 +78,52 @@ class Agents:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._offers: dict[str, int] = {}  # by the user part of the monitor URI
+        self._asked: Counter[int] = Counter()  # how often each offer was asked for
 
     # Inside a turn: what the rules tell and ask
 
     def offered(self, offer: Offer) -> None:
-        self._offers[self._parts.names.monitor(offer.call_in)] = offer.id
+        if offer.call_in:
+            self._offers[self._parts.names.monitor(offer.call_in)] = offer.id
 
     def hear(self, offer: Offer, now: float) -> None:
         self._parts.hear("came", offer.id, offer.agent, offer.call_in, now)
 
     def forgotten(self, offer: Offer) -> None:
-        self._parts.service.after(partial(self._forget, self._parts.names.monitor(offer.call_in)))
+        self._parts.service.after(partial(self._forget, self._parts.names.monitor(offer.call_in), offer.id))
 
-    def _forget(self, user: str) -> None:
-        self._offers.pop(user, None)
+    def _forget(self, user: str, id: int) -> None:
+        self._asked.pop(id, None)
+        if self._offers.get(user) == id:
+            del self._offers[user]
 
     def offer_of(self, call_id: str) -> Offer | None:
         """What is on record of a call that came by this Call-ID."""
-        id = self._offers.get(self._parts.names.monitor(call_id))
-        return None if id is None else self._parts.service.book.offers.get(id)
+        return self.offer_of_user(self._parts.names.monitor(call_id))
+
+    def offer_of_user(self, user: str) -> Offer | None:
+        """What is on offer by the monitor URI with this user part."""
+        return self._parts.service.book.offers.get(self._offers.get(user, 0))
 
     def presence(self, request: int, now: float) -> Presence | None:
-        """Whether this caller can be told ``ready`` now; None: not yet."""
+        """Whether he can be told ``ready`` now; RINGING: not yet, so he is passed over and holds up nobody."""
         agent = self._agent(request)
         if agent is None or agent.trunk not in self._parts.trunks:
             return None
         if agent.closed(now):
             return Presence.IN_USE
-        return Presence.IDLE if self._ready_at(agent) <= now else None
+        return Presence.IDLE if self._ready_at(agent) <= now else Presence.RINGING
 
     def follow(self, now: float) -> bool:
         """Bring what every subscriber was told to what is; True: a request has changed by it."""
         changed = False
         for agent in self._all():
-            changed |= self._follow(agent, now)
+            try:
+                changed |= self._follow(agent, now)
+            except Exception:  # the others, and the service, must go on
+                self._parts.fault(f"the subscription of request {agent.request}")
+                self._gone(agent, self._request(agent), now)
+                changed = True
         return changed
 
     def dues(self) -> list[float]:
@@ -121,9 +139,9 @@ class Agents:
                 due.append(self._ready_at(agent))
         return due
 
-    def call_over(self, call_id: str) -> str:
-        """The recall id of the CC call that came by this Call-ID; empty: it was none."""
-        channel = f"SIP/{call_id}"
+    def call_over(self, trunk: str, call_id: str) -> str:
+        """The recall id of the CC call that came over this trunk by this Call-ID; empty: it was none."""
+        channel = channel_of(trunk, call_id)
         for request in self._parts.service.book.requests():
             if request.state is State.CALLING and request.channel == channel:
                 return request.recall_id
@@ -155,7 +173,8 @@ class Agents:
             raise No(unknown, "nobody waits here whose presence that is")
         if request.body and request.content_type != PIDF_TYPE:
             raise No(415, f"its body is no {PIDF_TYPE}", ("Accept", PIDF_TYPE))
-        if request.body and parse_pidf(request.body) is None:
+        says = parse_pidf(request.body) if request.body else None
+        if request.body and says is None:
             raise No(400, "its body says neither open nor closed")
         cc = self._request(agent)
         limits = Limits(ends_at=cc.service_ends if cc is not None else now)
@@ -163,7 +182,10 @@ class Agents:
         done = publish(agent.publication, request, self._parts.new_token(), now, tag, limits)
         if done.kind is None:
             return done.answer.response
-        new = replace(agent, publication=done.publication)
+        # A refresh has no body, and says what it said.
+        new = replace(
+            agent, publication=done.publication, says_closed=agent.says_closed if says is None else not says
+        )
         if was_closed and not new.closed(now):
             new = replace(new, open_since=now)
         self._keep(new)
@@ -213,7 +235,7 @@ class Agents:
             cc = self._parts.service.book.request(request)
             if cc is None or cc.state is not State.READY:
                 raise Refused("NOT_NOW", f"the call of request {request} came when it was not its turn")
-            return self._parts.service.apply(cc, CallerAnswered(f"SIP/{call_id}"), now)
+            return self._parts.service.apply(cc, CallerAnswered(channel_of(cc.agent, call_id)), now)
 
         self._parts.service.event(work, keep=True)
 
@@ -270,7 +292,7 @@ class Agents:
         """The failed call this SUBSCRIBE is about: by our own URI first, by its From second. Raises `No`."""
         user = user_of(request.uri)
         if OUR_USER.fullmatch(user):
-            offer = self._parts.service.book.offers.get(self._offers.get(user, 0))
+            offer = self.offer_of_user(user)
             if offer is None:
                 raise self._not_on_offer(trunk, user, now)
         else:
@@ -283,6 +305,8 @@ class Agents:
             raise No(403, f"the call failed {now - offer.offered_at:.0f} s ago: too late to ask")
         if offer.service is None:
             raise No(403, f"the call was not offered: {offer.reason}")
+        if self._asked[offer.id] >= ASKED_AT_MOST:
+            raise No(403, f"it was asked for {ASKED_AT_MOST} times already")
         return offer
 
     def _not_on_offer(self, trunk: str, user: str, now: float) -> No:
@@ -306,6 +330,8 @@ class Agents:
     def _accept(self, trunk: str, request: Request, offer: Offer, now: float) -> Response:
         heard = self._parts.kept("came", offer.id, Heard)
         from_uri = heard.from_uri if heard is not None else request.from_.uri
+        if sum(map(len, (*request.all("record-route"), *request.all("contact")))) > MAX_ROUTES:
+            raise No(513, "its Record-Route and Contact are too long to be kept")
         tag, names = self._parts.new_token(), self._parts.names
         accept(request, tag, Content("-", STATE_TYPE), now + 3600, now, TERMS)  # raises if it cannot be
         since = self._make_way(self.agent_of_caller(trunk, from_uri, offer.callee), now)
@@ -314,6 +340,7 @@ class Agents:
             cc = self._parts.service.request(offer, caller, now, since)
         except Refused as no:
             raise No(480, str(no), RETRY_AFTER) from no
+        self._asked[offer.id] += 1
         monitor_user, call_user = names.monitor(offer.call_in), names.call(cc.id)
         content = self._content(trunk, call_user, ready=False)
         notifier, effects = accept(request, tag, content, cc.service_ends, now, TERMS)
@@ -368,7 +395,9 @@ class Agents:
         """The trunk is no longer configured: there is nobody to tell anything."""
         self._parts.keep("agent", agent.request, None)
         if cc is not None:
-            self._parts.service.apply(cc, Cancelled("the configuration, which has that trunk no longer"), now)
+            self._parts.service.apply(
+                cc, Cancelled("fastagi, whose configuration has that trunk no longer, or by a fault"), now
+            )
 
     def _follow(self, agent: Agent, now: float) -> bool:
         cc, n = self._request(agent), agent.notifier
@@ -386,6 +415,9 @@ class Agents:
             if content != n.content:
                 self._step(agent, Tell(content), now)
                 return False
+        elif cc is not None and cc.state is not State.CALLING:
+            self._ended(agent, n.reason, now)  # it ended while a CC call was under way, which has failed
+            return True
         at = n.next_due(TERMS)
         if at is not None and at <= now:
             before = self._parts.service.book.request(agent.request)
@@ -396,6 +428,12 @@ class Agents:
         elif agent.publication is not None and agent.publication.expires_at <= now:
             self._keep(replace(agent, publication=None, open_since=now))
         return False
+
+
+def channel_of(trunk: str, call_id: str) -> str:
+    """What stands for a CC call in its request; of the Call-ID, which may be anything, only the hash."""
+    words = f"{trunk}\0{call_id}".encode("utf-8", "surrogateescape")
+    return f"SIP/{hashlib.sha256(words).hexdigest()}"
 
 
 def far_caller(from_uri: str, trunk: str) -> Number:

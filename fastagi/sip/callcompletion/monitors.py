@@ -19,7 +19,7 @@ from fastagi.completion.model import TURN, Offer, Presence, Service, State
 from fastagi.completion.model import Request as CcRequest
 from fastagi.sip import publication, subscription
 from fastagi.sip.callcompletion.parts import Parts, same_uri, user_of
-from fastagi.sip.callcompletion.values import SERVICE_M, Habits, Heard, Monitor
+from fastagi.sip.callcompletion.values import SERVICE_M, Fork, Habits, Heard, Monitor
 from fastagi.sip.dialog import Answer, Ask
 from fastagi.sip.message import Request, Response
 from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, parse_state, pidf
@@ -55,6 +55,8 @@ PAUSE: Final = 30.0
 """Seconds that we wait longer each time before we subscribe anew: a PBX may end whatever it accepts."""
 AGAIN: Final = frozenset({"deactivated", "probation", "giveup", "expired"})
 """Ends of a subscription after which it is worth another (RFC 6665, 4.1.3)."""
+WORDS: Final = AGAIN | {"timeout", "noresource", "rejected", "invariant", "refused", "failed", "unnotified"}
+"""Ends that may stand in a sentence: any other word is the peer's own."""
 
 
 class Monitors:
@@ -104,7 +106,7 @@ class Monitors:
         """What is on offer is asked for: what was seen of its call goes with the request."""
         heard = self._parts.kept("heard", offer.id, Heard)
         if heard is not None:
-            self._keep(Monitor(request.id, request.monitor, heard, ()))
+            self._keep(Monitor(request.id, request.monitor, heard))
 
     def presence(self, request: int, now: float) -> Presence | None:
         """Whether the other PBX has said that this callee is ready, and nobody has used it yet."""
@@ -117,7 +119,11 @@ class Monitors:
         """Subscribe, suspend, resume and leave, as every request now wants; True: one has changed by it."""
         before = [r for r in self._parts.service.book.requests() if r.monitor]
         for monitor in self._all():
-            self._follow(monitor, now)
+            try:
+                self._follow(monitor, now)
+            except Exception:  # the others, and the service, must go on
+                self._parts.fault(f"the subscription of request {monitor.request}")
+                self._gone(monitor, self._request(monitor), now)
         return before != [r for r in self._parts.service.book.requests() if r.monitor]
 
     def dues(self) -> list[float]:
@@ -140,7 +146,7 @@ class Monitors:
                 monitor = self._parts.kept("monitor", cc.id, Monitor)
                 if monitor is not None and _is_call_of(monitor.heard, request):
                     self._parts.remember(self._parts.cc_calls, cc.id, request.call_id)
-                    return _with_m(request.uri, _m(monitor))
+                    return _with_m(request.uri, monitor.forks[monitor.chosen].m)
         return None
 
     # Inside a turn: what the peer sends
@@ -148,8 +154,8 @@ class Monitors:
     def notify(self, trunk: str, request: Request, now: float) -> Response | None:
         """A NOTIFY; None: it belongs to no subscription of ours."""
         for monitor in self._all():
-            for place, s in enumerate(monitor.subscribers):
-                if monitor.trunk == trunk and _is_of(s, request):
+            for place, fork in enumerate(monitor.forks):
+                if monitor.trunk == trunk and _is_of(fork.subscriber, request):
                     return self._step(monitor, place, Notify(request), now)
         return None
 
@@ -167,8 +173,8 @@ class Monitors:
                     now,
                 )
                 return True
-            for place, s in enumerate(monitor.subscribers):
-                if asked.method == "SUBSCRIBE" and s.call_id == asked.call_id and _asked_by(s, asked):
+            for place, fork in enumerate(monitor.forks):
+                if asked.method == "SUBSCRIBE" and _asked_by(fork.subscriber, asked):
                     event: SubscriberEvent = subscription.Unanswered(asked.cseq[0])
                     if response is not None:
                         event = subscription.Answered(response)
@@ -204,10 +210,11 @@ class Monitors:
         for uri, m in heard.monitors[:MAX_FORKS] or ((heard.uri, ""),):
             target = _with_m(str(Uri.parse(uri).usable(peer.host, peer.port)), m)
             s, effects = subscribe(target, from_, f"<{heard.to_uri}>", call_id, headers, cc.service_ends, now)
-            new.append(s)
+            new.append(Fork(uri, m, s))
             asks += [e.request for e in effects if isinstance(e, Ask)]
-        old = tuple(s for s in monitor.subscribers if s.state is not SubscriberState.ENDED)
-        self._keep(replace(monitor, subscribers=(*old, *new), ready=False, cc_uri="", called=False))
+        old = (f for f in monitor.forks if f.subscriber.state is not SubscriberState.ENDED)
+        # What was published was published where we waited before.
+        self._keep(replace(monitor, forks=(*new, *old), publisher=None, chosen=0, called=False))
         for request in asks:
             self._parts.ask(monitor.trunk, request)
 
@@ -220,11 +227,10 @@ class Monitors:
             self._leave(monitor, now)
         else:
             self._go_on(monitor, cc, now)
-        for place in range(len(monitor.subscribers)):
-            current = self._parts.kept("monitor", monitor.request, Monitor)
-            if current is None:
-                return
-            at = current.subscribers[place].next_due()
+        current = self._parts.kept("monitor", monitor.request, Monitor)
+        for place in range(len(current.forks) if current is not None else 0):
+            current = self._current(monitor)
+            at = current.forks[place].subscriber.next_due() if place < len(current.forks) else None
             if at is not None and at <= now:
                 self._step(current, place, subscription.Due(), now)
         current = self._parts.kept("monitor", monitor.request, Monitor)
@@ -237,15 +243,15 @@ class Monitors:
         """The trunk is no longer configured: there is nobody to say anything to."""
         self._parts.keep("monitor", monitor.request, None)
         if cc is not None:
-            why = f"the trunk {monitor.trunk} is no longer configured"
+            why = f"the trunk {monitor.trunk} is no longer configured, or a fault of fastagi itself"
             self._parts.service.apply(cc, MonitorEnded("ENDED_THERE", why), now)
 
     def _go_on(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
-        if cc.state is State.REQUESTED and not monitor.subscribers:
+        if cc.state is State.REQUESTED and not monitor.forks:
             self._subscribe(monitor, cc, now)
             return
         if cc.state in TURN and monitor.ready:
-            monitor = replace(monitor, ready=False)
+            monitor = monitor.used()
             self._keep(monitor)
         if cc.state is State.CALLING and not monitor.called:
             monitor = replace(monitor, called=True)
@@ -263,26 +269,27 @@ class Monitors:
 
     def _after_a_failed_call(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
         """Where the other PBX does not retain, the place there is lost: we ask anew (RFC 6910, 4.2)."""
-        if monitor.retention and monitor.serves:
+        if monitor.retention:
             self._keep(replace(monitor, called=False))
             return
-        for place, s in enumerate(monitor.subscribers):
-            if s.state in (SubscriberState.SUBSCRIBING, SubscriberState.ACTIVE):
-                self._step(self._current(monitor), place, Leave(), now)
+        self._unsubscribe(monitor, now)
         current = self._current(monitor)
         call = self._parts.calls[monitor.trunk].get(self._parts.cc_calls.get(cc.id, ""), now)
         if call is not None and call.monitors:  # it has offered that call anew
             current = replace(current, heard=replace(current.heard, monitors=call.monitors))
         self._subscribe(current, cc, now)
 
+    def _unsubscribe(self, monitor: Monitor, now: float) -> None:
+        for place, fork in enumerate(monitor.forks):
+            if fork.serves:
+                self._step(self._current(monitor), place, Leave(), now)
+
     def _current(self, monitor: Monitor) -> Monitor:
         return self._parts.kept("monitor", monitor.request, Monitor) or monitor
 
     def _leave(self, monitor: Monitor, now: float) -> None:
         """The request is over: unsubscribe, withdraw what was published, and forget it once that is done."""
-        for place, s in enumerate(monitor.subscribers):
-            if s.state in (SubscriberState.SUBSCRIBING, SubscriberState.ACTIVE):
-                self._step(self._current(monitor), place, Leave(), now)
+        self._unsubscribe(monitor, now)
         current = self._current(monitor)
         p = current.publisher
         if p is not None and p.content is not None:
@@ -306,7 +313,8 @@ class Monitors:
         if p.content != wanted:
             current = self._current(monitor)
             if closed:
-                current = replace(current, ready=False, was_ready=current.ready)
+                forks = (replace(f, ready=False, was_ready=f.ready or f.was_ready) for f in current.forks)
+                current = replace(current, forks=tuple(forks))
             self._step_publisher(current, publication.Publish(wanted), now)
 
     def _is_busy(self, cc: CcRequest, now: float) -> bool:
@@ -320,10 +328,10 @@ class Monitors:
         trunk = self._parts.trunks[monitor.trunk]
         habits = self._parts.kept("habits", trunk.name, Habits) or Habits()
         peer = trunk.peer[0]
-        first = monitor.cc_uri or next((uri for uri, _ in monitor.heard.monitors), monitor.heard.uri)
+        fork = next(f for f in monitor.forks if f.serves)
         from_uri = monitor.heard.from_uri if trunk.subscribe_from == "caller" else trunk.subscribe_from
         return Publisher(
-            uri=str(Uri.parse(first).usable(peer.host, peer.port)),
+            uri=str(Uri.parse(fork.cc_uri or fork.uri).usable(peer.host, peer.port)),
             from_=f"<{from_uri}>;tag={self._parts.new_token()}",
             to=f"<{monitor.heard.to_uri}>",
             call_id=f"{self._parts.new_token()}@{trunk.towards_peer.host}",
@@ -342,23 +350,24 @@ class Monitors:
         match effect:
             case Ask(request):
                 self._parts.ask(monitor.trunk, request)
-            case publication.Failed(489):
-                self._publish_by_its_old_name(self._current(monitor), now)
-            case publication.Failed():
+            case publication.Failed(status):
                 current = self._current(monitor)
-                self._keep(replace(current, ready=current.ready or current.was_ready, was_ready=False))
+                assert current.publisher is not None
+                if status == 489 and ("Event", EVENT) not in current.publisher.headers:
+                    self._publish_by_its_old_name(current, current.publisher, now)
+                    return
+                # It does not understand: what it said before is all there is.
+                forks = (replace(f, ready=f.ready or f.was_ready, was_ready=False) for f in current.forks)
+                self._keep(replace(current, forks=tuple(forks)))
             case publication.Done():
                 pass
 
-    def _publish_by_its_old_name(self, monitor: Monitor, now: float) -> None:
+    def _publish_by_its_old_name(self, monitor: Monitor, p: Publisher, now: float) -> None:
         """There are PBXs that know a PUBLISH of ``Event: call-completion`` only; that is remembered."""
-        p, habits = monitor.publisher, Habits(publish_event=EVENT)
-        if p is None or p.content is None or ("Event", EVENT) in p.headers:
-            return
-        self._parts.keep("habits", monitor.trunk, habits)
-        new = replace(p, headers=(("Event", EVENT),), content=None)
-        self._keep(replace(monitor, publisher=new))
-        self._step_publisher(self._current(monitor), publication.Publish(p.content), now)
+        self._parts.keep("habits", monitor.trunk, Habits(publish_event=EVENT))
+        if p.content is not None:
+            new = replace(monitor, publisher=replace(p, headers=(("Event", EVENT),), content=None))
+            self._step_publisher(new, publication.Publish(p.content), now)
 
     # Inside: what happens to a subscription
 
@@ -366,15 +375,15 @@ class Monitors:
         self._parts.keep("monitor", monitor.request, monitor)
 
     def _step(self, monitor: Monitor, place: int, event: SubscriberEvent, now: float) -> Response | None:
-        s, effects = step_subscriber(monitor.subscribers[place], event, now)
-        subscribers = (*monitor.subscribers[:place], s, *monitor.subscribers[place + 1 :])
-        self._keep(replace(monitor, subscribers=subscribers))
+        fork = monitor.forks[place]
+        s, effects = step_subscriber(fork.subscriber, event, now)
+        self._keep(monitor.with_fork(place, replace(fork, subscriber=s)))
         answer = None
         for effect in effects:
-            answer = self._effect(self._current(monitor), effect, now) or answer
+            answer = self._effect(self._current(monitor), place, effect, now) or answer
         return answer
 
-    def _effect(self, monitor: Monitor, effect: SubscriberEffect, now: float) -> Response | None:
+    def _effect(self, monitor: Monitor, place: int, effect: SubscriberEffect, now: float) -> Response | None:
         match effect:
             case Answer(response):
                 return response
@@ -385,7 +394,7 @@ class Monitors:
             case Notified(state, request):
                 if state != "terminated":
                     self._accepted(monitor, now)
-                    self._told(self._current(monitor), request, now)
+                    self._told(self._current(monitor), place, request, now)
             case Ended(reason, status, retry_at):
                 self._ended(monitor, reason, status, retry_at, now)
         return None
@@ -395,23 +404,23 @@ class Monitors:
         if cc is not None and cc.state is State.REQUESTED:
             self._parts.service.apply(cc, RequestAccepted(), now)
 
-    def _told(self, monitor: Monitor, request: Request, now: float) -> None:
+    def _told(self, monitor: Monitor, place: int, request: Request, now: float) -> None:
         """A NOTIFY's body: queued or ready."""
         cc, said = self._request(monitor), parse_state(request.body)
         if said is None or cc is None:
             return
-        self._keep(
-            replace(
-                monitor,
-                ready=said.ready and cc.state not in TURN,
-                was_ready=False,
-                cc_uri=said.uri or monitor.cc_uri,
-                retention=said.retention,
-            )
+        fork = replace(
+            monitor.forks[place],
+            ready=said.ready and cc.state not in TURN,
+            was_ready=False,
+            cc_uri=said.uri or monitor.forks[place].cc_uri,
+            retention=said.retention,
         )
-        if cc.state is State.READY and not said.ready:
+        self._keep(monitor.with_fork(place, fork))
+        if cc.state is State.READY and place == monitor.chosen and not said.ready:
             why = f"{cc.callee} is not free any more, says the PBX beyond {cc.monitor}"
-            self._parts.service.apply(cc, RecallLost(why, pause=False), now)
+            # A turn in which he was rung in vain; and a PBX may change its mind as often as it likes.
+            self._parts.service.apply(cc, RecallLost(why, counted=cc.taken), now)
 
     def _ended(self, monitor: Monitor, reason: str, status: int, retry_at: float | None, now: float) -> None:
         cc = self._request(monitor)
@@ -427,20 +436,16 @@ class Monitors:
             self._parts.service.apply(cc, TimeOver(), now)
         elif reason in AGAIN and cc.state is State.QUEUED and monitor.renewals < MAX_RENEWALS:
             renew_at = max(retry_at or now, now + SOON + PAUSE * monitor.renewals)
-            self._keep(replace(monitor, ready=False, renewals=monitor.renewals + 1, renew_at=renew_at))
+            self._keep(replace(monitor, renewals=monitor.renewals + 1, renew_at=renew_at))
         else:
-            why = f"the PBX beyond {cc.monitor} watches {cc.callee} no longer ({reason})"
+            word = reason if reason in WORDS else "no reason known"
+            why = f"the PBX beyond {cc.monitor} watches {cc.callee} no longer ({word})"
             self._parts.service.apply(cc, MonitorEnded("ENDED_THERE", why), now)
 
     def _target(self, monitor: Monitor) -> str:
         peer = self._parts.trunks[monitor.trunk].peer[0]
-        first = next((uri for uri, _ in monitor.heard.monitors), monitor.heard.uri)
-        uri = str(Uri.parse(monitor.cc_uri or first).usable(peer.host, peer.port))
-        return _with_m(uri, _m(monitor))
-
-
-def _m(monitor: Monitor) -> str:
-    return next((m for _, m in monitor.heard.monitors), "")
+        fork = monitor.forks[monitor.chosen]
+        return _with_m(str(Uri.parse(fork.cc_uri or fork.uri).usable(peer.host, peer.port)), fork.m)
 
 
 def _with_m(uri: str, m: str) -> str:
@@ -448,7 +453,7 @@ def _with_m(uri: str, m: str) -> str:
 
 
 def _dues(monitor: Monitor) -> list[float]:
-    due = [s.next_due() for s in monitor.subscribers]
+    due = [fork.subscriber.next_due() for fork in monitor.forks]
     if monitor.publisher is not None:
         due.append(monitor.publisher.next_due())
     if monitor.renew_at:
@@ -458,13 +463,15 @@ def _dues(monitor: Monitor) -> list[float]:
 
 def _is_of(s: Subscriber, notify: Request) -> bool:
     """Whether a NOTIFY belongs to this subscription: to its dialog, or to its SUBSCRIBE while it has none."""
-    if s.call_id != notify.call_id or s.local_tag != notify.to.tag:
+    if s.state is SubscriberState.ENDED or (s.call_id, s.local_tag) != (notify.call_id, notify.to.tag):
         return False
     return s.dialog is None or s.dialog.remote_tag == notify.from_.tag
 
 
 def _asked_by(s: Subscriber, asked: Request) -> bool:
     """Forks have all but the request-URI in common, until each has its dialog."""
+    if s.call_id != asked.call_id:
+        return False
     if asked.to.tag:
         return s.dialog is not None and s.dialog.remote_tag == asked.to.tag
     return s.uri == asked.uri

@@ -88,8 +88,10 @@ def overview(
 
 def _there(m: Monitor, request: Request | None, now: float) -> Iterator[Subscription]:
     """One for each monitor URI."""
-    ready = m.ready or (request is not None and request.state in TURN)
-    for s in m.subscribers:
+    in_turn = request is not None and request.state in TURN
+    for place, fork in enumerate(m.forks):
+        s = fork.subscriber
+        ready = fork.ready or (in_turn and place == m.chosen)
         told = s.state is not SubscriberState.SUBSCRIBING
         yield Subscription(
             request=m.request,
@@ -100,11 +102,11 @@ def _there(m: Monitor, request: Request | None, now: float) -> Iterator[Subscrip
             state=s.state,
             seconds_left=_left(s.expires_at, now) if s.state is not SubscriberState.ENDED else 0,
             cc_state=("ready" if ready else "queued") if told else "",
-            cc_service_retention=m.retention,
+            cc_service_retention=fork.retention,
             suspended=_is_closed(m.publisher.content if m.publisher is not None else None),
             from_uri=m.heard.from_uri,
             monitor_uri=s.uri,
-            cc_uri=m.cc_uri,
+            cc_uri=fork.cc_uri,
             contact=_contact(s),
         )
 

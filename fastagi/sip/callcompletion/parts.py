@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from traceback import format_exc
 from typing import Protocol, TypeVar
 
 from fastagi.completion.model import Extension, Number
@@ -68,6 +69,9 @@ class Parts:
         memory[key] = value
         if len(memory) > MEMORY:
             memory.popitem(last=False)
+
+    def fault(self, where: str) -> None:
+        self.log(f"a fault of fastagi itself, in {where}: {format_exc()}")
 
     # Inside a turn
 

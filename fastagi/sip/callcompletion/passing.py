@@ -45,15 +45,17 @@ class Passing:
         """Calls to each trunk's peer that have failed, since we began."""
         self.offered: Counter[str] = Counter()
         """Those of them that it has offered to complete."""
-        # The request-URIs to which CC calls were led, by Call-ID: an ACK must go where its INVITE went.
-        self._led: OrderedDict[str, str] = OrderedDict()
-        self._cc_calls: OrderedDict[str, int] = OrderedDict()  # requests, by the Call-ID of their CC call
+        # The request-URIs to which CC calls were led, by trunk, side, Call-ID and the URI
+        # that came: an ACK must go where its INVITE went.
+        self._led: OrderedDict[tuple[str, Side, str, str], str] = OrderedDict()
+        # The requests of CC calls, by trunk and Call-ID.
+        self._cc_calls: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     # Requests
 
     def request(self, trunk: str, side: Side, request: Request, now: float) -> str | Response | None:
         """Another request-URI for it, our own answer, or None."""
-        led = self._led.get(request.call_id)
+        led = self._led.get((trunk, side, request.call_id, request.uri))
         if led is not None and (request.method != "INVITE" or not request.to.tag):
             return led
         uri = _parsed(request.uri)
@@ -73,20 +75,19 @@ class Passing:
         elif begins and uri.param("m") is not None:
             agent = self._agents.agent_of_caller(trunk.name, request.from_.uri, uri.user)
         if begins and agent is not None and self._agents.in_turn(agent):
-            self._parts.remember(self._cc_calls, request.call_id, agent.request)
+            self._parts.remember(self._cc_calls, (trunk.name, request.call_id), agent.request)
             self._agents.call_came(agent.request, request.call_id)
-        elif begins:
+        if begins:
             self._parts.calls[trunk.name].noted(request, False, now)
         if agent is None or not OUR_USER.fullmatch(uri.user):
             return None
-        return self._lead(request, str(Uri.of(agent.callee, *trunk.asterisk)))
+        return self._lead(trunk.name, Side.PEER, request, str(Uri.of(agent.callee, *trunk.asterisk)))
 
     def _to_nobody(self, trunk: Trunk, request: Request, uri: Uri) -> str | Response:
         """A URI of ours whose request is over: its caller may be late, so he gets whom he wanted."""
-        minted_for, call_id = self._parts.minted.get(uri.user, ("", ""))
-        offer = self._agents.offer_of(call_id) if minted_for == trunk.name else None
-        if offer is not None:
-            return self._lead(request, str(Uri.of(offer.callee, *trunk.asterisk)))
+        offer = self._agents.offer_of_user(uri.user)
+        if offer is not None and offer.agent == trunk.name:
+            return self._lead(trunk.name, Side.PEER, request, str(Uri.of(offer.callee, *trunk.asterisk)))
         return request.response(404, tag=stateless_tag(request))
 
     def _from_asterisk(self, trunk: str, request: Request, uri: Uri, now: float) -> str | None:
@@ -95,10 +96,10 @@ class Passing:
         if request.method == "INVITE" and not request.to.tag:
             self._parts.calls[trunk].noted(request, True, now)
             target = target or self._monitors.target_of_call(trunk, request)
-        return self._lead(request, target) if target else None
+        return self._lead(trunk, Side.ASTERISK, request, target) if target else None
 
-    def _lead(self, request: Request, uri: str) -> str:
-        self._parts.remember(self._led, request.call_id, uri)
+    def _lead(self, trunk: str, side: Side, request: Request, uri: str) -> str:
+        self._parts.remember(self._led, (trunk, side, request.call_id, request.uri), uri)
         return uri
 
     # Responses
@@ -126,9 +127,11 @@ class Passing:
     def _to_peer(self, trunk: Trunk, response: Response, now: float) -> tuple[Header, ...]:
         call_id = response.call_id
         call = self._parts.calls[trunk.name].answered(response, now)
-        if call_id in self._cc_calls or (call is None and self._agents.call_over(call_id)):
-            self._cc_call_answered(response)
-            return ()  # an offer in it would open another request: chan_sip does that
+        known = (trunk.name, call_id) in self._cc_calls
+        if known or (call is None and self._agents.call_over(trunk.name, call_id)):
+            self._cc_call_answered(trunk.name, response)
+            if self._agents.offer_of(call_id) is None:
+                return ()  # an offer in it would open another request: chan_sip does that
         m = self._offered_as(call, response) if trunk.call_info else ""
         if not m:
             return ()
@@ -156,16 +159,16 @@ class Passing:
             return False
         return extension.settings.cc_monitor_policy != "never"
 
-    def _cc_call_answered(self, response: Response) -> None:
+    def _cc_call_answered(self, trunk: str, response: Response) -> None:
         """How the CC call of a caller beyond the trunk went; a failed one the dialplan may have told already."""
-        if response.status < 200 or response.status in (401, 407):
+        if response.status < 200 or response.status in (401, 407, 482):  # 482: another fork of it lives
             return
         call_id = response.call_id
-        self._cc_calls.pop(call_id, None)
+        self._cc_calls.pop((trunk, call_id), None)
         status, cause = _outcome(response)
 
         def work(now: float) -> object:
-            recall_id = self._agents.call_over(call_id)
+            recall_id = self._agents.call_over(trunk, call_id)
             if not recall_id:
                 raise Refused("RECALL_UNKNOWN", "this CC call is over already")
             return self._parts.service.call_ended(recall_id, status, cause, now)

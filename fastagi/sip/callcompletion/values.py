@@ -5,11 +5,10 @@ from __future__ import annotations
 import hmac
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from fastagi.completion.model import Service
-from fastagi.sip.package import parse_pidf
 from fastagi.sip.publication import Publication, Publisher
 from fastagi.sip.subscription import Notifier, Subscriber, SubscriberState
 
@@ -90,16 +89,14 @@ class Agent:
     call_user: str
     notifier: Notifier
     publication: Publication | None = None
+    says_closed: bool = False
+    """What is published of him."""
     open_since: float = 0.0
 
     def closed(self, now: float) -> bool:
         """Whether he is suspended; a ``closed`` whose time is over counts as ``open``."""
         p = self.publication
-        return (
-            p is not None
-            and now < p.expires_at
-            and parse_pidf(p.body.encode("utf-8", "surrogateescape")) is False
-        )
+        return p is not None and now < p.expires_at and self.says_closed
 
     def to_json(self) -> str:
         publication = None if self.publication is None else self.publication.to_dict()
@@ -114,7 +111,51 @@ class Agent:
         return cls(**{**_only(_AGENT, saved), "notifier": notifier, "publication": publication})
 
 
-_AGENT = ("request", "trunk", "callee", "from_uri", "uri", "monitor_user", "call_user", "open_since")
+_AGENT = (
+    "request",
+    "trunk",
+    "callee",
+    "from_uri",
+    "uri",
+    "monitor_user",
+    "call_user",
+    "says_closed",
+    "open_since",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Our subscription at one monitor URI, and what was said there."""
+
+    uri: str
+    """The monitor URI, verbatim."""
+    m: str
+    subscriber: Subscriber
+    ready: bool = False
+    """The other PBX has said so, and no turn has used it yet."""
+    was_ready: bool = False
+    """It had, when we suspended; that counts again only if it does not understand to be told so."""
+    cc_uri: str = ""
+    """Of the latest NOTIFY that had one, verbatim."""
+    retention: bool = False
+    """The other PBX keeps the place in its queue when a CC call fails."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether the other PBX may still tell us that the callee is ready."""
+        return self.subscriber.state in (SubscriberState.SUBSCRIBING, SubscriberState.ACTIVE)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in _FORK}
+        return {**values, "subscriber": self.subscriber.to_dict()}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Fork:
+        return cls(**_only(_FORK, saved), subscriber=Subscriber.from_dict(saved["subscriber"]))
+
+
+_FORK = ("uri", "m", "ready", "was_ready", "cc_uri", "retention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +165,10 @@ class Monitor:
     request: int
     trunk: str
     heard: Heard
-    subscribers: tuple[Subscriber, ...]
+    forks: tuple[Fork, ...] = ()
     publisher: Publisher | None = None
-    ready: bool = False
-    """The other PBX has said so, and no turn has used it yet."""
-    was_ready: bool = False
-    """It had, when we suspended; that counts again only if it does not understand to be told so."""
-    cc_uri: str = ""
-    """Of the latest NOTIFY that had one, verbatim."""
-    retention: bool = False
-    """The other PBX keeps the place in its queue when a CC call fails."""
+    chosen: int = 0
+    """The fork whose ready the latest turn has used: there the CC call goes."""
     called: bool = False
     """A CC call is under way, or has just failed."""
     renewals: int = 0
@@ -143,21 +178,34 @@ class Monitor:
 
     @property
     def serves(self) -> bool:
-        """Whether the other PBX may still tell us that the callee is ready."""
-        wanted = (SubscriberState.SUBSCRIBING, SubscriberState.ACTIVE)
-        return any(s.state in wanted for s in self.subscribers)
+        return any(fork.serves for fork in self.forks)
 
     @property
     def over(self) -> bool:
         """Whether no subscription has anything to say or to hear any more."""
-        return all(s.state is SubscriberState.ENDED for s in self.subscribers)
+        return all(fork.subscriber.state is SubscriberState.ENDED for fork in self.forks)
+
+    @property
+    def ready(self) -> bool:
+        return any(fork.ready for fork in self.forks)
+
+    @property
+    def retention(self) -> bool:
+        return any(fork.retention and fork.serves for fork in self.forks)
+
+    def with_fork(self, place: int, fork: Fork) -> Monitor:
+        return replace(self, forks=(*self.forks[:place], fork, *self.forks[place + 1 :]))
+
+    def used(self) -> Monitor:
+        """A turn has begun: its ready is used up."""
+        chosen = next(place for place, fork in enumerate(self.forks) if fork.ready)
+        return replace(self, chosen=chosen, forks=tuple(replace(f, ready=False) for f in self.forks))
 
     def to_json(self) -> str:
         values = {name: getattr(self, name) for name in _MONITOR}
         publisher = None if self.publisher is None else self.publisher.to_dict()
-        subscribers = [s.to_dict() for s in self.subscribers]
-        heard = self.heard.to_json()
-        return json.dumps({**values, "heard": heard, "subscribers": subscribers, "publisher": publisher})
+        forks = [fork.to_dict() for fork in self.forks]
+        return json.dumps({**values, "heard": self.heard.to_json(), "forks": forks, "publisher": publisher})
 
     @classmethod
     def from_json(cls, text: str) -> Monitor:
@@ -165,12 +213,12 @@ class Monitor:
         return cls(
             **_only(_MONITOR, saved),
             heard=Heard.from_json(saved["heard"]),
-            subscribers=tuple(Subscriber.from_dict(s) for s in saved["subscribers"]),
+            forks=tuple(Fork.from_dict(fork) for fork in saved["forks"]),
             publisher=saved["publisher"] and Publisher.from_dict(saved["publisher"]),
         )
 
 
-_MONITOR = ("request", "trunk", "ready", "was_ready", "cc_uri", "retention", "called", "renewals", "renew_at")
+_MONITOR = ("request", "trunk", "chosen", "called", "renewals", "renew_at")
 
 
 def _only(names: tuple[str, ...], saved: dict[str, Any]) -> dict[str, Any]:
