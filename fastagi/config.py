@@ -105,7 +105,6 @@ def _config(file: "_File") -> Config:
         )
         for key, entry in file.extensions.items()
     }
-    trunks = {name: _callers_beyond(entry, defaults) for name, entry in file.trunks.items()}
     return Config(
         listen_host=file.fastagi.listen[0],
         listen_port=file.fastagi.listen[1],
@@ -114,16 +113,10 @@ def _config(file: "_File") -> Config:
         temp=file.asterisk.temp,
         store=file.store,
         control=file.fastagi.control or file.store.parent / _SOCKET,
-        directory=Directory(defaults, entries, trunks),
+        directory=Directory(defaults, entries),
         limits=Limits(**{field.name: getattr(file.defaults, field.name) for field in fields(Limits)}),
         trunks=tuple(_trunk(name, entry) for name, entry in file.trunks.items()),
     )
-
-
-def _callers_beyond(entry: "_Trunk", defaults: Settings) -> Settings:
-    """The settings of the callers beyond a trunk: without retention the first turn that fails is the last."""
-    recalls = defaults.cc_max_recalls if entry.retention else 1
-    return replace(defaults, cc_recall_timer=entry.cc_recall_timer, cc_max_recalls=recalls)
 
 
 def _trunk(name: str, entry: "_Trunk") -> Trunk:

@@ -57,17 +57,11 @@ class Directory:
     """The extensions of this PBX: who has which settings, and who speaks from which device.
 
     ``entries`` are by number or pattern, with their settings complete; who has no entry has ``defaults``.
-    Entries are not merged with each other: the most specific one wins alone. ``trunks``: the settings of the
-    callers beyond each, who are called ``user@trunk``.
+    Entries are not merged with each other: the most specific one wins alone. Whoever is beyond a trunk
+    (``user@trunk``) has ``defaults``, whatever the patterns.
     """
 
-    def __init__(
-        self,
-        defaults: Settings,
-        entries: Mapping[str, Extension],
-        trunks: Mapping[str, Settings] | None = None,
-    ) -> None:
-        self._trunks = trunks or {}
+    def __init__(self, defaults: Settings, entries: Mapping[str, Extension]) -> None:
         self._defaults = defaults
         self._exact = {key: entry for key, entry in entries.items() if not key.startswith("_")}
         patterns = [(Pattern(key), entry) for key, entry in entries.items() if key.startswith("_")]
@@ -93,9 +87,7 @@ class Directory:
         return extension if not extension.devices or device in extension.devices else None
 
     def _find(self, number: Number) -> Extension:
-        if "@" in number:
-            return Extension(number, self._trunks.get(number.rpartition("@")[2], self._defaults))
         for pattern, entry in self._patterns:
-            if pattern.matches(number):
+            if "@" not in number and pattern.matches(number):
                 return replace(entry, number=number)
         return Extension(number, self._defaults)

@@ -225,3 +225,8 @@ class Request:
     agent: str = ""
     """As in its `Offer`, like ``monitor``."""
     monitor: str = ""
+
+    @property
+    def other(self) -> str:
+        """The callee, as he would be called if he were the caller."""
+        return f"{self.callee}@{self.monitor}" if self.monitor else self.callee

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
-from fastagi.completion.model import Device, Extension, Number, Offer, Presence, Request, Service, State
+from fastagi.completion.model import Device, Extension, Number, Offer, Presence, Request, Service, Settings, State
 
 
 class Timer(Protocol):
@@ -68,6 +68,9 @@ class Beyond(Protocol):
     def call_id(self, trunk: str, outgoing: bool, callee: str, caller: str) -> str:
         """The Call-ID of the latest call over it between these two; empty: none was seen."""
 
+    def settings(self, trunk: str, settings: Settings) -> Settings:
+        """Those of the callers beyond it, where they differ."""
+
     def caller(self, trunk: str, call_id: str) -> Extension:
         """Who called over this trunk by this Call-ID."""
 
@@ -120,6 +123,9 @@ class Alone:
 
     def call_id(self, trunk: str, outgoing: bool, callee: str, caller: str) -> str:
         return ""
+
+    def settings(self, trunk: str, settings: Settings) -> Settings:
+        return settings
 
     def caller(self, trunk: str, call_id: str) -> Extension:
         raise AssertionError(trunk)

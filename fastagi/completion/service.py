@@ -397,10 +397,11 @@ class CompletionService:
         return self.apply(request, event, now)
 
     def _policy(self, request: Request) -> Policy:
+        caller = self._directory.extension(request.caller).settings
         callee = self._directory.extension(request.callee).settings
-        if request.agent:  # nobody's grace: the other PBX is told how long it has
-            return Policy(self._directory.extension(request.caller).settings, callee, recall_grace=0.0)
-        return Policy(self._directory.extension(request.caller).settings, callee)
+        if request.agent:  # no grace: the other PBX is told how long it has
+            return Policy(self._beyond.settings(request.agent, caller), callee, recall_grace=0.0)
+        return Policy(caller, callee)
 
     def _of_caller(self, caller: Number) -> list[Request]:
         return [r for r in self.book.requests() if r.caller == caller]
@@ -523,8 +524,8 @@ class CompletionService:
         for offer in [o for o in self.book.offers_of(request.caller) if o.callee == request.callee]:
             # He has what he asked for: *30 right after it must not ring both once more.
             self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))
-        for other in self._of_caller(request.callee):
-            if other.callee == request.caller and other.state is State.QUEUED:
+        for other in self._of_caller(Number(request.other)):
+            if other.other == request.caller and other.state is State.QUEUED:
                 self.apply(other, machine.Fulfilled(request.id), now)
         return done
 

@@ -46,11 +46,10 @@ class Load:
         return not (self.failed or self.resent or self.said)
 
     def __str__(self) -> str:
-        cpu = f"{self.element / self.calls * 1e6:4.0f} us CPU a call ({self.element / self.seconds:4.0%} of a core)"
+        used = f"element {self.element / self.calls * 1e6:.0f} us of CPU a call, " * (self.element > 0)
         return (
-            f"{self.calls} calls at {self.calls / self.seconds:.0f}/s: {self.failed} failed, {self.busy} busy,"
-            f" {self.resent} messages sent again; element {cpu},"
-            f" both sipps {self.sipps / self.calls * 1e6:.0f} us"
+            f"{self.calls} calls at {self.calls / self.seconds:.0f}/s: {self.failed} failed, {self.busy} busy, "
+            f"{self.resent} messages sent again; {used}both sipps {self.sipps / self.calls * 1e6:.0f} us"
         )
 
 

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as xml
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
+from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,27 @@ from twisted.internet.testing import StringTransport
 
 import fastagi.agi
 from fastagi import cli, config
+from fastagi.agi import routes
 from fastagi.agi.server import Server
 from fastagi.completion import book, machine, model, offers, ports, queue, service, turns
 from fastagi.completion.model import Limits, Number, Settings
 from fastagi.config import load
 from fastagi.errors import ConfigError
-from fastagi.sip.callcompletion import monitors
-from fastagi.sip.callcompletion.monitors import REFUSED
+from fastagi.sip import calls, limits, package, transport
+from fastagi.sip.callcompletion import agents, monitors
+from fastagi.sip.callcompletion.monitors import M_SERVICE, REFUSED
+from fastagi.sip.callcompletion.values import OUR_USER, RECALL_USER
+from fastagi.sip.message import Response
+from fastagi.sip.timers import TIMERS
 from fastagi.sip.trunk import Address, Trunk
+from fastagi.sip.uri import Uri
 
 TOP = Path(__file__).parents[2]
 DOC = TOP / "contrib/doc"
 README = (TOP / "README.rst").read_text()
 JOURNEY = (DOC / "journey.rst").read_text()
+TRUNK = (DOC / "trunk.rst").read_text()
+CHECKLIST = (DOC / "rfc6910.rst").read_text()
 PAGES = {path.name: path.read_text() for path in (TOP / "README.rst", *sorted(DOC.glob("*.rst")))}
 DIALPLAN = "".join(path.read_text() for path in sorted((TOP / "dialplan").glob("*.conf")))
 
@@ -184,7 +193,7 @@ def test_the_trunks_table(tmp_path: Path) -> None:
 
 def test_whose_setting_it_is() -> None:
     """As the rules read it: ``p.caller.x``, ``caller.settings.x``, ``extension(offer.callee).settings.x``."""
-    source = "".join(Path(str(m.__file__)).read_text() for m in (machine, service))
+    source = "".join(Path(str(m.__file__)).read_text() for m in (machine, offers, service))
     read = set(re.findall(r"(caller|callee)\)?\.(?:settings\.)?(cc_\w+)", source))
     for name, whose, *_ in table("\nSettings\n--------"):
         if whose in ("caller", "callee") and name.startswith("``cc_"):
@@ -312,7 +321,7 @@ def test_no_reason_is_left_out() -> None:
 
 # ---------------------------------------------------------------------------------------- examples
 
-DIALPLANS = [b for b in blocks(README) if re.search(r"^\[\w+\]", b, re.MULTILINE)]
+DIALPLANS = [b for b in blocks(README + TRUNK) if re.search("^(exten => |CC_)", b, re.MULTILINE)]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pyst2 leaves it open
@@ -322,7 +331,7 @@ def test_the_dialplan_examples(number: int, tmp_path: Path) -> None:
     path = tmp_path / "extensions.conf"
     path.write_text(re.sub("(?m)^#include .*$", "", text))  # pyst2 knows no #include
     read = AsteriskConfig(str(path))
-    assert [c.name for c in read.categories] in (["phones"], ["globals"])
+    assert [c.name for c in read.categories] in (["phones"], ["globals"], ["phones", "from-mxone"])
     ours = set(re.findall(r"^\[(.+)\]", DIALPLAN, re.MULTILINE))
     named = re.findall(r"include => ([\w-]+)|(?:Gosub\(|_push\)=)(cc-[\w-]+),", text)
     assert {a or b for a, b in named} <= ours
@@ -330,8 +339,8 @@ def test_the_dialplan_examples(number: int, tmp_path: Path) -> None:
     assert [name for name in globals_ if f"${{{name}}}" not in DIALPLAN] == []
 
 
-def test_there_are_four_dialplan_examples_and_one_is_complete() -> None:
-    assert len(DIALPLANS) == 4
+def test_how_many_dialplan_examples_there_are_and_that_one_is_complete() -> None:
+    assert len(DIALPLANS) == 5 + 2  # of the README, of the trunks' page
     assert all(word in DIALPLANS[0] for word in ("include => cc-features", "cc-dial", "#include"))
     installed = re.search(r'#include "/opt/fastagi/(.+)/\*\.conf"', DIALPLANS[0])
     data_files = configparser.ConfigParser()
@@ -343,7 +352,7 @@ def test_the_signatures_and_contexts_named_are_there() -> None:
     ours = set(re.findall(r"^\[(.+)\]", DIALPLAN, re.MULTILINE))
     for name, text in PAGES.items():
         named = set(re.findall(r"(?<![\w./-])(cc-[a-z]+)(?![\w.-])", text))
-        assert named <= ours, name
+        assert named - {"cc-state"} <= ours, name  # that one is of RFC 6910
     assert "Gosub(cc-dial,s,1(dial string[,timeout[,Dial options[,extension]]]))" in DIALPLAN
     assert "Gosub(cc-ask,request,1[(extension)])" in DIALPLAN
 
@@ -356,7 +365,10 @@ def test_the_codes() -> None:
 
 
 def test_the_prompts() -> None:
-    names = r"\b(activated|cancelled|beeperr|im-sorry|vm-[a-z]+|to-call-[a-z-]+)\b"
+    names = (
+        r"\b(activated|cancelled|beeperr|im-sorry|vm-[a-z]+|to-call-[a-z-]+"
+        r"|please-try-[a-z-]+|feature-not-[a-z-]+|number-not-[a-z-]+)\b"
+    )
     played = set(re.findall(names, DIALPLAN))
     said = README[README.index("- The prompts are") : README.index("- Asterisk needs")]
     assert played == set(re.findall(names, said))
@@ -454,6 +466,177 @@ def test_the_library_example(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+# ---------------------------------------------------------------------------------------- trunks
+
+Sections = dict[tuple[str, str], dict[str, str]]
+
+
+def pjsip(*texts: str) -> Sections:
+    """Samples of a pjsip.conf: what stands in each section, by its name and type; a later one says it anew."""
+    found: Sections = {}
+    for name, body in re.findall(r"^\[(\S+)\]\n((?:[^\[\n].*\n)+)", "\n".join(texts), re.MULTILINE):
+        lines = [line for line in body.splitlines() if not line.startswith(";")]
+        values = {key: value for key, _, value in (line.partition("=") for line in lines)}
+        found[name, values["type"]] = found.get((name, values["type"]), {}) | values
+    return found
+
+
+UDP, TCP = (next(b for b in blocks(TRUNK) if f"listen: {over}:" in b) for over in ("udp", "tcp"))
+SAMPLES = [b for b in blocks(README + TRUNK) if "type=identify" in b]
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples"),
+    [(block("trunks:"), SAMPLES[:1]), (UDP, SAMPLES[1:2]), (TCP, SAMPLES[1:3])],
+    ids=["README", "udp", "tcp"],
+)
+def test_the_sample_of_pjsip_is_that_of_the_configuration(
+    settings: str, samples: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(settings)
+    [trunk] = load(path).trunks
+    sections = pjsip(*samples)
+    endpoint, aor, identify = (sections[trunk.endpoint, kind] for kind in ("endpoint", "aor", "identify"))
+    over = "" if trunk.transport == "udp" else "\\;transport=tcp"
+    assert endpoint["outbound_proxy"] == f"sip:{trunk.towards_asterisk}{over}\\;lr"
+    assert (endpoint["aors"], identify["endpoint"]) == (trunk.endpoint, trunk.endpoint)
+    assert (endpoint["identify_by"], endpoint["rewrite_contact"]) == ("ip", "no")
+    assert aor["contact"] == f"sip:{trunk.peer[0]}{over}"
+    # A connection comes from any port.
+    assert identify["match"] == (str(trunk.listen) if trunk.transport == "udp" else trunk.listen.host)
+    assert int(aor["qualify_frequency"]) > 0
+    # Asterisk writes the address by which it reaches us into its calls: it must be one that the peer can reach.
+    assert not ip_address(trunk.towards_asterisk.host).is_loopback and trunk.listen.host != "0.0.0.0"
+    if "transport" in endpoint:
+        bound = sections[endpoint["transport"], "transport"]
+        assert (bound["protocol"], bound["bind"]) == (trunk.transport, f"0.0.0.0:{trunk.asterisk.port}")
+
+
+def test_the_dialplan_of_a_trunk_is_that_of_its_endpoint() -> None:
+    for text, sample in (README, SAMPLES[0]), (TRUNK, SAMPLES[1]):
+        context = pjsip(sample)["mxone", "endpoint"]["context"]
+        [example] = [b for b in blocks(text) if f"[{context}]" in b]
+        assert "Gosub(cc-dial,s,1(PJSIP/${EXTEN}@mxone," in example
+
+
+def test_the_seconds_of_a_trunk() -> None:
+    rows = [row for found in tables(TRUNK) if found[0][0] == "seconds" for row in found[1:]]
+    said = {(row[0], row[1].strip("`")): row[2] for row in rows}
+    fixed = (machine.ACCEPT_WITHIN, machine.FAR_CALL_LIMIT, agents.OPEN_GRACE, TIMERS.life, calls.KEPT)
+    assert {f"{value:g}" for value in fixed} <= {seconds for seconds, name in said if not name}
+    for seconds, name in said:
+        if name and "trunk" not in name:
+            assert float(seconds) == getattr(Settings(), name)
+    assert [s for s, name in said if "of trunk" in name] == [
+        f"{config._Trunk.model_fields['cc_recall_timer'].default}"
+    ]
+    assert f"no longer than {service.RING_AT_MOST:g}" in said["20", "cc_recall_timer"]
+    assert f"{agents.OFFER_GRACE:g} more" in said["20", "cc_offer_timer"]
+
+
+def test_the_limits_of_a_trunk() -> None:
+    text = " ".join(TRUNK.split())
+    for said in (
+        f"limited to {limits.TRUNK_RATE} a second for one trunk ({limits.TRUNK_BURST} at once)"
+        f" and {limits.CALLER_RATE} for one From ({limits.CALLER_BURST} at once)",
+        f"up to {package.MAX_MONITORS} offers are noted and {monitors.MAX_FORKS} subscribed to",
+        f"asks for {transport.BUFFER // 2**20} MB of buffer",
+        f"net.core.rmem_max={transport.BUFFER}",
+    ):
+        assert said in text, said
+
+
+def test_what_the_caller_hears() -> None:
+    rows = [row for found in tables(TRUNK) if found[0][0] == "``*30`` comes to" for row in found[1:]]
+    words = dict(re.findall(r'CC_REQUEST_REASON}" = "(\w+)"\]\?Set\(LOCAL\(cc_why\)=([a-z-]+)\)', DIALPLAN))
+    said = {row[0].strip("`"): row[1] for row in rows}
+    assert words.keys() == said.keys() - {"SUCCESS", "any other reason"}
+    assert all(f" {words[reason]}" in said[reason] for reason in words)
+    assert "activated" in said["SUCCESS"] and "im-sorry" in said["any other reason"]
+
+
+def drawn() -> Iterator[list[str]]:
+    """The messages of the sequence diagrams, each the line of its arrow and the lines below that."""
+    for text in blocks(TRUNK):
+        if not text.startswith("Alice   Asterisk"):
+            continue
+        found: list[list[str]] = []
+        for line in text.splitlines():
+            if re.match("  [|]", line):
+                said = line[36:]
+                if said.startswith("   ") and found:  # a header that goes on
+                    found[-1][-1] += said.strip()
+                elif re.search("[<>]", line[:36]):
+                    found.append([said])
+                else:
+                    found[-1].append(said.strip())
+        yield from found
+
+
+def test_what_is_drawn_is_what_is_said() -> None:
+    """Every URI, Call-Info and state in the sequence diagrams is understood by the code, and is one of its own."""
+    users, states, offered = set[str](), Counter[str](), 0
+    for first, *lines in drawn():
+        method, _, uri = first.partition(" ")
+        if uri.startswith("sip:"):
+            users.add(Uri.parse(uri).user)
+        found = package.monitors(
+            Response(486, "", tuple(_header(line) for line in lines if "Call-Info" in line))
+        )
+        offered += len(found)
+        users |= {Uri.parse(uri).user for uri, m in found if m in M_SERVICE}
+        body = "\r\n".join(line for line in lines if line.startswith("cc-"))
+        if body:
+            assert method == "NOTIFY"
+            state = package.parse_state(body.encode())
+            assert state is not None and state.retention == ("cc-service-retention" in body)
+            states["ready" if state.ready else "queued"] += 1
+    ours = {user for user in users if OUR_USER.fullmatch(user)}
+    assert len(ours) == 4 and offered == 2 and min(states.values()) > 3
+    assert any(RECALL_USER.fullmatch(user) for user in users)
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(": ")
+    return name, value
+
+
+def test_the_scripts() -> None:
+    """Each has a row, with all the variables that it sets."""
+    rows = {row[0].strip("`"): row for row in table("The AGI scripts\n~~~~")}
+    assert list(rows) != sorted(rows) and rows.keys() == {*routes.ROUTES, "poll"}
+    for name in routes.ROUTES:
+        nodes = [n for node in reached(ROUTES, name) for n in ast.walk(node) if isinstance(n, ast.Constant)]
+        sets = {n.value for n in nodes if isinstance(n.value, str) and re.fullmatch("CC_[A-Z_]+", n.value)}
+        assert set(re.findall("CC_[A-Z_]+", rows[name][2])) == sets, name
+
+
+ITEMS = [
+    f"{kind}{n}"
+    for kind, last in zip("FAMPSX", (11, 19, 25, 8, 7, 10), strict=True)
+    for n in range(1, last + 1)
+]
+
+
+def test_each_item_of_the_rfc_has_its_row() -> None:
+    rows = [row for found in tables(CHECKLIST) for row in found[1:]]
+    assert [row[0] for row in rows] == ITEMS
+    for item, _, here in rows:
+        word, _, rest = here.partition(".")
+        assert word in ("holds", "in part", "no"), item
+        plain = re.sub("``test_[^`]+``", "", rest).strip()
+        assert plain or word == "holds", f"{item}: why?"
+        assert "``test_" in rest or word == "no", f"{item}: shown by what?"
+
+
+def test_the_tests_named_are_there() -> None:
+    named = re.findall(r"``(test_\w+\.py)::(test_\w+)``", CHECKLIST)
+    assert len(named) > 100
+    texts = {path.name: path.read_text() for path in (TOP / "tests").glob("*/test_*.py")}
+    assert [f"{file}::{name}" for file, name in named if f"def {name}(" not in texts.get(file, "")] == []
+
+
 # ---------------------------------------------------------------------------------------- names
 
 
@@ -500,6 +683,7 @@ def test_the_functions_of_the_journey_are_there() -> None:
         "DeviceStates": devicestate.DeviceStates,
         "Store": requests.Store,
         "Book": book.Book,
+        "Offers": offers.Offers,
         "Turns": turns.Turns,
         "CompletionService": service.CompletionService,
     }
@@ -511,7 +695,8 @@ def test_the_functions_of_the_journey_are_there() -> None:
         if first in at_hand:
             thing = at_hand[first]
         else:
-            package = next(p for p in ("", "completion.", "agi.") if f"fastagi.{p}{first}" in sys.modules)
+            packages = ("", "completion.", "agi.", "sip.", "sip.callcompletion.")
+            package = next(p for p in packages if f"fastagi.{p}{first}" in sys.modules)
             thing = importlib.import_module(f"fastagi.{package}{first}")
         for part in rest:
             if not hasattr(thing, part):

@@ -1,7 +1,7 @@
 """The rules with parties beyond trunks, as conversations: what lies beyond is a hand-written fake."""
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,15 +41,9 @@ from fastagi.completion.model import (
     State,
     number,
 )
+from fastagi.completion.offers import NOT_WATCHABLE, OFFER_MEMORY, OFFERS_PER_CALLER, FailedCall
 from fastagi.completion.ports import Beyond, Kept, far_device
-from fastagi.completion.service import (
-    NOT_WATCHABLE,
-    OFFER_MEMORY,
-    OFFERS_PER_CALLER,
-    RING_AT_MOST,
-    FailedCall,
-    Target,
-)
+from fastagi.completion.service import RING_AT_MOST, Target
 from fastagi.errors import Refused
 from tests.unit.rules import GONE, IDLE, IN_USE, START, World, phone
 
@@ -182,14 +176,16 @@ class FakeBeyond:
         self.calls: dict[str, str] = {}
         self.due: float | None = None
         self.follows: list[Callable[[float], object]] = []
-        self.settings = Settings()
+        self.of_callers = Settings()
         self.index: set[int] = set()
         self.loaded: dict[tuple[str, str], str] = {}
 
     def _told(self, what: str) -> None:
         self._world.service.after(lambda: self._world.events.append(what))
 
-    def load(self, kept: Mapping[tuple[str, str], str]) -> Mapping[tuple[str, str], Kept]:
+    def load(
+        self, kept: Mapping[tuple[str, str], str], offers: Sequence[Offer]
+    ) -> Mapping[tuple[str, str], Kept]:
         self.loaded = dict(kept)
         return {key: Note(json.loads(text)) for key, text in kept.items()}
 
@@ -200,8 +196,14 @@ class FakeBeyond:
         assert trunk == "mxone"
         return "mxone"
 
+    def call_id(self, trunk: str, outgoing: bool, callee: str, caller: str) -> str:
+        return ""
+
+    def settings(self, trunk: str, settings: Settings) -> Settings:
+        return settings
+
     def caller(self, trunk: str, call_id: str) -> Extension:
-        return Extension(Number(f"{self.callers[call_id]}@{trunk}"), self.settings)
+        return Extension(Number(f"{self.callers[call_id]}@{trunk}"), self.of_callers)
 
     def service(self, trunk: str, call_id: str, failed: Service | None) -> Service | None:
         assert trunk == "mxone"
@@ -224,7 +226,7 @@ class FakeBeyond:
         if request.monitor:
             self._told(f"ask beyond {request.monitor} for {request.callee}")
 
-    def call_over(self, call_id: str) -> str:
+    def call_over(self, trunk: str, call_id: str) -> str:
         return self.calls.get(call_id, "")
 
     def presence(self, device: Device, now: float) -> Presence | None:
@@ -239,7 +241,7 @@ class FakeBeyond:
             self.due = None
         return self._world.service.book.requests() != before
 
-    def next_due(self) -> float | None:
+    def next_due(self, after: float) -> float | None:
         return self.due
 
 
@@ -438,7 +440,7 @@ def test_the_policies_hold_across_the_trunk(world: FarWorld) -> None:
     world.fails_out("1001", "2000")
     world.fails_out("1000", "2001")
     world.fails_in("in-1", "2001")
-    world.far.settings = Settings(cc_agent_policy="never")
+    world.far.of_callers = Settings(cc_agent_policy="never")
     world.fails_in("in-1", "2000")
     assert [e for e in world.told() if e.startswith("->")] == [
         "-> not offered: CALLER_POLICY_NEVER",
@@ -615,7 +617,7 @@ def test_an_answer_in_the_very_turn_in_which_it_was_asked(world: FarWorld) -> No
     world.service.accepted(2, world.said)
     told = world.told()
     assert told[0] == "saved: 2 OFFERED -> REQUESTED, 2 REQUESTED -> ENDED"
-    assert told[-1] == "-> FAIL NO_SUCH_REQUEST"
+    assert told[-1] == "-> FAIL ENDED_THERE"
 
 
 def test_accepted_of_what_is_known_already(world: FarWorld) -> None:
@@ -823,7 +825,7 @@ def test_a_caller_beyond_is_told_not_rung(world: FarWorld) -> None:
 
 
 def test_a_turn_beyond_that_nobody_uses_is_counted_and_comes_again_after_a_pause(world: FarWorld) -> None:
-    world.far.settings = Settings(cc_recall_timer=20, cc_retry_timer=30, cc_max_recalls=2)
+    world.far.of_callers = Settings(cc_recall_timer=20, cc_retry_timer=30, cc_max_recalls=2)
     world.directory.set("7000@mxone", cc_recall_timer=20, cc_retry_timer=30, cc_max_recalls=2)
     id = world.camped_on("in-1", "2000")
     world.set("2000", IDLE)

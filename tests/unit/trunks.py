@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from random import Random
 
 from fastagi.completion.model import Context, Device, Number, Offer, Presence, Request, State
-from fastagi.completion.ports import Beyond
-from fastagi.completion.service import FailedCall, Place, RecallPlan, Target
+from fastagi.completion.offers import FailedCall
+from fastagi.completion.ports import Beyond, Changes
+from fastagi.completion.service import Place, RecallPlan, Target
 from fastagi.sip import message as sip
 from fastagi.sip.callcompletion import CallCompletion
 from fastagi.sip.message import Header, Response
@@ -114,6 +116,14 @@ class _Client:
     timers: list[FakeTimer] = field(default_factory=list)
 
 
+class Died(BaseException):
+    """``kill -9``, in the middle of whatever was going on."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site.name)
+        self.site = site
+
+
 class FakeElement:
     """The trunk's element of one process: sends and repeats; sees each request once, and repeats its answer."""
 
@@ -146,6 +156,7 @@ class FakeElement:
 
     def _send(self, data: bytes, again: bool = False) -> None:
         if not self.dead:
+            self.site.before_sending()
             self.site.table.put(Packet(self.site.name, data, self.site.other_takes(self.trunk.name)), again)
 
     def _over(self, branch: str, response: Response | None) -> None:
@@ -220,6 +231,8 @@ class Site(World):
     def __post_init__(self) -> None:
         self._tokens = 0
         self.elements: dict[str, FakeElement] = {}
+        self.commits = self.sendings = 0
+        self._dies_sending = 0
         super().__post_init__()
 
     def token(self) -> str:
@@ -240,7 +253,6 @@ class Site(World):
     def joined(self, offers: list[Offer]) -> None:
         self.elements = {name: FakeElement(self, trunk) for name, trunk in self.trunks.items()}
         self.cc.join(self.service, dict(self.elements))
-        self.cc.resume(offers)  # in the order of the daemon: before the service is started
 
     def other_takes(self, trunk: str) -> Callable[[bytes], None]:
         """Who takes what is sent over a trunk: whatever process is there when it comes."""
@@ -250,6 +262,34 @@ class Site(World):
                 self.other.elements[self.name].receive(data)
 
         return take
+
+    # Dying
+
+    def dies_at(self, commit: int, written: bool) -> None:
+        """At this commit from now on: just before it is written, or just after, and before anything follows."""
+        commit += self.commits
+        whole = type(self.store).commit
+
+        def last(changes: Changes, done: Callable[[Exception | None], None]) -> None:
+            self.commits += 1
+            if self.commits != commit:
+                whole(self.store, changes, done)
+                return
+            del self.store.commit
+            if written:
+                self.store.write(changes)
+            raise Died(self)
+
+        self.store.commit = last  # type: ignore[method-assign]
+
+    def dies_sending(self, message: int) -> None:
+        """Just before this message from now on leaves, retransmissions counted."""
+        self._dies_sending = self.sendings + message
+
+    def before_sending(self) -> None:
+        self.sendings += 1
+        if self.sendings == self._dies_sending:
+            raise Died(self)
 
     # Calls as they pass
 
@@ -459,6 +499,8 @@ class Pair:
         self.clock = Clock()
         self.table = Table(self.clock)
         self.held = False
+        self.dice: Random | None = None
+        """A bad line: what lies on the table is lost, doubled and taken in any order."""
         self.a = self._site("a", trunk("b", "192.0.2.1", "192.0.2.2", **(a or {})))
         self.b = self._site("b", trunk("a", "192.0.2.2", "192.0.2.1", **(b or {})))
         self.a.other, self.b.other = self.b, self.a
@@ -474,8 +516,20 @@ class Pair:
                 site.look()
             if self.held or not self.table.packets:
                 return
-            self.table.deliver()
+            self._deliver()
         raise AssertionError(f"the two never fall silent: {self.table.log[-12:]}")
+
+    def _deliver(self) -> None:
+        if self.dice is None:
+            self.table.deliver()
+            return
+        place, luck = self.dice.randrange(len(self.table.packets)), self.dice.random()
+        if luck < 0.2:
+            self.table.packets.pop(place)
+        else:
+            if luck < 0.3:
+                self.table.packets.append(self.table.packets[place])
+            self.table.deliver(place)
 
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds, self.flow, most=20_000)
@@ -671,6 +725,47 @@ class Peer:
         seen = self.site.passes(Side.ASTERISK, answer, self.trunk)
         assert isinstance(seen, Response)
         return seen
+
+    def called(
+        self,
+        *headers: Header,
+        caller: str = "1000",
+        callee: str = "2000",
+        call_id: str = "o1",
+        status: int = 486,
+        dialstatus: str = "BUSY",
+        cause: int = 17,
+        early: tuple[Header, ...] = (),
+    ) -> object:
+        """One of ours calls one of its in vain; ``headers`` go with its final answer, ``early`` with its 180."""
+        invite = self.out("INVITE", f"sip:{callee}@127.0.0.1:5070", call_id, caller)
+        if early:
+            self.site.passes(Side.PEER, invite.response(180, headers=early, tag="et"), self.trunk)
+        self.site.passes(Side.PEER, invite.response(status, headers=headers, tag="et"), self.trunk)
+        return self.site.records(
+            caller, callee, dialstatus, cause, through=f"PJSIP/to-{self.trunk}", call_out=call_id
+        )
+
+    def out(
+        self, method: str, uri: str, call_id: str, caller: str = "1000", seq: int = 1, to_tag: str = ""
+    ) -> sip.Request:
+        """What our Asterisk sends of a call to it, as it comes there."""
+        to = f"<{uri}>;tag={to_tag}" if to_tag else f"<{uri}>"
+        request = sip.Request(
+            method,
+            uri,
+            (
+                ("Via", f"SIP/2.0/UDP 127.0.0.1:5060;branch=z9hG4bKast{call_id}{seq}"),
+                ("Max-Forwards", "70"),
+                ("From", f'"{caller}" <sip:{caller}@127.0.0.1>;tag=ast'),
+                ("To", to),
+                ("Call-ID", call_id),
+                ("CSeq", f"{seq} {method}"),
+            ),
+        )
+        passed = self.site.passes(Side.ASTERISK, request, self.trunk)
+        assert isinstance(passed, sip.Request), "an element has answered it"
+        return passed
 
     def meets(
         self,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from fastagi.completion.model import Device, Extension, Offer, Presence, Service
+from fastagi.completion.model import Device, Extension, Offer, Presence, Service, Settings
 from fastagi.completion.model import Request as CcRequest
 from fastagi.completion.ports import FAR, Clock, Kept
 from fastagi.completion.service import CompletionService
@@ -89,6 +90,14 @@ class CallCompletion:
         call = self._parts.calls[trunk].latest(outgoing, callee, caller, self._clock.now())
         # What is no text for sure is not kept.
         return call.call_id if call is not None and call.call_id.isascii() else ""
+
+    def settings(self, trunk: str, settings: Settings) -> Settings:
+        known = self._parts.trunks.get(trunk)
+        if known is None:
+            return settings
+        # Without retention the first turn that fails is the last (RFC 6910, 4.2).
+        recalls = settings.cc_max_recalls if known.retention else 1
+        return replace(settings, cc_recall_timer=known.recall_timer, cc_max_recalls=recalls)
 
     def caller(self, trunk: str, call_id: str) -> Extension:
         call = self._parts.calls[trunk].get(call_id, self._clock.now())

@@ -122,7 +122,7 @@ class Agents:
                 changed |= self._follow(agent, now)
             except Exception:  # the others, and the service, must go on
                 self._parts.fault(f"the subscription of request {agent.request}")
-                self._gone(agent, self._request(agent), now)
+                self._gone(agent, self._request(agent), "a fault of fastagi", now)
                 changed = True
         return changed
 
@@ -210,8 +210,9 @@ class Agents:
     # Inside a turn: the CC call
 
     def agent_of_user(self, user: str) -> Agent | None:
-        """Whose monitor URI or cc-URI has this user part."""
-        return next((a for a in self._all() if user in (a.call_user, a.monitor_user)), None)
+        """Whose monitor URI or cc-URI has this user part; rather one who still waits."""
+        found = [a for a in self._all() if user in (a.call_user, a.monitor_user)]
+        return next((a for a in found if self._request(a) is not None), found[0] if found else None)
 
     def agent_of_caller(self, trunk: str, from_uri: str, callee: str) -> Agent | None:
         """Whose CC call that is, by its From and its callee (RFC 6910, 7.4)."""
@@ -350,7 +351,7 @@ class Agents:
     def _make_way(self, old: Agent | None, now: float) -> float | None:
         """A new SUBSCRIBE of the same caller for the same callee takes the old one's place (RFC 6910, 7.2)."""
         cc = None if old is None else self._request(old)
-        if cc is None or cc.state in TURN:
+        if cc is None or cc.state is State.CALLING:
             return None
         self._parts.service.apply(cc, Cancelled("a new request of the same caller"), now)
         return cc.asked_at
@@ -391,18 +392,16 @@ class Agents:
             by = f"the PBX beyond {agent.trunk} (subscription {reason})"
             self._parts.service.apply(cc, Cancelled(by), now)
 
-    def _gone(self, agent: Agent, cc: CcRequest | None, now: float) -> None:
-        """The trunk is no longer configured: there is nobody to tell anything."""
+    def _gone(self, agent: Agent, cc: CcRequest | None, by: str, now: float) -> None:
+        """There is nobody to tell anything."""
         self._parts.keep("agent", agent.request, None)
         if cc is not None:
-            self._parts.service.apply(
-                cc, Cancelled("fastagi, whose configuration has that trunk no longer, or by a fault"), now
-            )
+            self._parts.service.apply(cc, Cancelled(by), now)
 
     def _follow(self, agent: Agent, now: float) -> bool:
         cc, n = self._request(agent), agent.notifier
         if agent.trunk not in self._parts.trunks:
-            self._gone(agent, cc, now)
+            self._gone(agent, cc, "the configuration, which has that trunk no longer", now)
             return cc is not None
         if n.state is NotifierState.ACTIVE:
             if cc is None:

@@ -123,7 +123,7 @@ class Monitors:
                 self._follow(monitor, now)
             except Exception:  # the others, and the service, must go on
                 self._parts.fault(f"the subscription of request {monitor.request}")
-                self._gone(monitor, self._request(monitor), now)
+                self._gone(monitor, self._request(monitor), "a fault of fastagi has ended it", now)
         return before != [r for r in self._parts.service.book.requests() if r.monitor]
 
     def dues(self) -> list[float]:
@@ -221,7 +221,7 @@ class Monitors:
     def _follow(self, monitor: Monitor, now: float) -> None:
         cc = self._request(monitor)
         if monitor.trunk not in self._parts.trunks:
-            self._gone(monitor, cc, now)
+            self._gone(monitor, cc, f"the trunk {monitor.trunk} is no longer configured", now)
             return
         if cc is None:
             self._leave(monitor, now)
@@ -239,11 +239,10 @@ class Monitors:
             if at is not None and at <= now:
                 self._step_publisher(current, publication.Due(), now)
 
-    def _gone(self, monitor: Monitor, cc: CcRequest | None, now: float) -> None:
-        """The trunk is no longer configured: there is nobody to say anything to."""
+    def _gone(self, monitor: Monitor, cc: CcRequest | None, why: str, now: float) -> None:
+        """There is nobody to say anything to."""
         self._parts.keep("monitor", monitor.request, None)
-        if cc is not None:
-            why = f"the trunk {monitor.trunk} is no longer configured, or a fault of fastagi itself"
+        if cc is not None and cc.state is not State.CALLING:
             self._parts.service.apply(cc, MonitorEnded("ENDED_THERE", why), now)
 
     def _go_on(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
@@ -417,10 +416,23 @@ class Monitors:
             retention=said.retention,
         )
         self._keep(monitor.with_fork(place, fork))
+        if fork.ready:
+            self._go_first(cc, now)
         if cc.state is State.READY and place == monitor.chosen and not said.ready:
             why = f"{cc.callee} is not free any more, says the PBX beyond {cc.monitor}"
             # A turn in which he was rung in vain; and a PBX may change its mind as often as it likes.
             self._parts.service.apply(cc, RecallLost(why, counted=cc.taken), now)
+
+    def _go_first(self, cc: CcRequest, now: float) -> None:
+        """Two who wait for each other: each turn holds the phone that the other needs.
+
+        Both PBXs must let the same one go first: the smaller number's.
+        """
+        for his in self._parts.service.book.requests():
+            theirs = (his.caller, his.other) == (cc.other, cc.caller)
+            if theirs and his.state is State.READY and cc.caller < cc.callee:
+                why = f"{cc.caller} waits for {cc.callee} too, and goes first"
+                self._parts.service.apply(his, RecallLost(why), now)
 
     def _ended(self, monitor: Monitor, reason: str, status: int, retry_at: float | None, now: float) -> None:
         cc = self._request(monitor)

@@ -74,9 +74,13 @@ class Passing:
                 return self._to_nobody(trunk, request, uri)
         elif begins and uri.param("m") is not None:
             agent = self._agents.agent_of_caller(trunk.name, request.from_.uri, uri.user)
-        if begins and agent is not None and self._agents.in_turn(agent):
-            self._parts.remember(self._cc_calls, (trunk.name, request.call_id), agent.request)
-            self._agents.call_came(agent.request, request.call_id)
+        if begins and agent is not None:
+            came = self._agents.in_turn(agent)
+            # Or it has come before, perhaps before a restart of ours.
+            if came or self._agents.call_over(trunk.name, request.call_id):
+                self._parts.remember(self._cc_calls, (trunk.name, request.call_id), agent.request)
+            if came:
+                self._agents.call_came(agent.request, request.call_id)
         if begins:
             self._parts.calls[trunk.name].noted(request, False, now)
         if agent is None or not OUR_USER.fullmatch(uri.user):
