@@ -77,7 +77,7 @@ class Forum(Joined):
         super().__init__((self.a,), Wire((self.a.element, self.a.peer), (self.address, self.peer)))
         self._folder = folder
         self._sipp = tree.sipp_command()
-        self._run: subprocess.Popen[str] | None = None
+        self._run: subprocess.Popen[bytes] | None = None
 
     @property
     def host(self) -> str:
@@ -96,17 +96,14 @@ class Forum(Joined):
         command += ["-default_behaviors", "all,-abortunexp"]
         command += [word for key, value in keys.items() for word in ("-key", key, value)]
         command += [word for switch in switches for word in ("-set", switch, "1")]
-        self._run = subprocess.Popen(
-            [*command, "{}:{}".format(*self.peer)],
-            cwd=self._folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with (self._folder / "sipp.log").open("w") as log:
+            self._run = subprocess.Popen(
+                [*command, "{}:{}".format(*self.peer)], cwd=self._folder, stdout=log, stderr=log
+            )
         self.until(self._listens, "sipp has its port")
 
     def _listens(self) -> bool:
-        assert self._run is not None and self._run.poll() is None, self._said()
+        assert self._run is not None and self._run.poll() is None, self.evidence()
         host, port = self.address
         place = "".join(f"{int(byte):02X}" for byte in reversed(host.split("."))) + f":{port:04X}"
         return place in Path("/proc/net/udp").read_text()
@@ -127,23 +124,18 @@ class Forum(Joined):
     def played(self) -> None:
         """All of the scenario has come to pass."""
         assert self._run is not None
-        try:
-            self._run.wait(LIMIT + 5)
-        finally:
-            said = self._said()
-        assert self._run.returncode == 0, f"{said}\n{self.evidence()}"
-
-    def _said(self) -> str:
-        assert self._run is not None and self._run.stdout is not None
-        self._run.kill()
-        errors = [path.read_text() for path in self._folder.glob(f"*_{self._run.pid}_errors.log")]
-        return "\n".join([self._run.stdout.read()[-4000:], *errors])
+        assert self._run.wait(LIMIT + 5) == 0, self.evidence()
 
     def stop(self) -> None:
         if self._run is not None:
             self._run.kill()
-            self._run.communicate()
+            self._run.wait()
             self._run = None
+
+    def evidence(self) -> str:
+        errors = self._folder.glob(f"*_{self._run.pid}_errors.log" if self._run else "")
+        said = [path.read_text()[-3000:] for path in (self._folder / "sipp.log", *errors) if path.exists()]
+        return "\n".join([super().evidence(), "-- sipp", *said])
 
     # What passed
 

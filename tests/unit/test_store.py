@@ -339,7 +339,7 @@ def test_what_others_keep_is_saved_with_the_rest_or_not_at_all(shop: Open) -> No
 
 
 def test_a_database_of_before_the_trunks_is_brought_up_to_date(shop: Open, path: Path) -> None:
-    of_here = {"agent": "", "monitor": "", "call_in": "", "call_out": ""}
+    of_here: dict[str, Any] = {"agent": "", "monitor": "", "call_in": "", "call_out": ""}
     offer, request = replace(OFFER, **of_here), replace(REQUEST, agent="", monitor="")
     one = shop()
     one.good(offers=[offer], requests={2: request}, log=[entry(2)])

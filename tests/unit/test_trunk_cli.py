@@ -19,7 +19,7 @@ from fastagi import cli
 from fastagi.completion.model import Number, State
 from fastagi.completion.ports import Changes, Kept
 from fastagi.sip import publication, subscription
-from fastagi.sip.callcompletion.values import Agent, Habits, Heard, Monitor
+from fastagi.sip.callcompletion.values import Agent, Fork, Habits, Heard, Monitor
 from fastagi.sip.message import Header, Request, Response, parse
 from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, pidf, state_body
 from fastagi.sip.probe import HOUR, PATIENCE, Probe, Report, Verdict, report, verdict
@@ -90,10 +90,15 @@ def published(open: bool) -> Publisher:
     return publication.step_publisher(publisher, publication.Publish(content), NOW)[0]
 
 
-def monitor(id: int = 7, trunk: str = "mxone", **values: Any) -> Monitor:
-    return replace(
-        Monitor(id, trunk, HEARD, (ours(),), cc_uri="sip:CC_856;76 @;transport=UDP", retention=True), **values
-    )
+CC_URI = "sip:CC_856;76 @;transport=UDP"
+
+
+def fork(subscriber: Subscriber, cc_uri: str = CC_URI, ready: bool = False) -> Fork:
+    return Fork(subscriber.uri, "BS", subscriber, ready=ready, cc_uri=cc_uri, retention=True)
+
+
+def monitor(id: int = 7, trunk: str = "mxone", ready: bool = False, **values: Any) -> Monitor:
+    return replace(Monitor(id, trunk, HEARD, (fork(ours(), ready=ready),)), **values)
 
 
 def theirs(
@@ -240,7 +245,7 @@ def test_what_was_told_last(site: Site) -> None:
     assert told(monitor(ready=True), agent(notifier=theirs(ready=True))) == ["ready", "ready"]
     assert told(monitor(), state=State.CALLING)[0] == "ready"
     begun = ours(state=subscription.SubscriberState.SUBSCRIBING, dialog=None)
-    assert told(monitor(subscribers=(begun,)))[0] == ""
+    assert told(monitor(forks=(fork(begun),)))[0] == ""
     assert shown(site)[7]["contact"] == ""
 
 
@@ -256,7 +261,10 @@ def test_who_is_suspended(site: Site) -> None:
         return [s["suspended"] for s in shown(site).values()]
 
     assert (
-        suspended(monitor(publisher=published(open=False)), agent(publication=closed(NOW + 9))) == [True] * 2
+        suspended(
+            monitor(publisher=published(open=False)), agent(publication=closed(NOW + 9), says_closed=True)
+        )
+        == [True] * 2
     )
     assert (
         suspended(monitor(publisher=published(open=True)), agent(publication=closed(NOW - 9))) == [False] * 2
@@ -267,7 +275,7 @@ def test_who_is_suspended(site: Site) -> None:
 def test_every_fork_is_a_subscription_of_its_own(site: Site) -> None:
     site.configure(TRUNKS)
     over = subscription.SubscriberState.ENDED
-    save(site, monitor(subscribers=(ours(), ours(uri="sip:two@192.0.2.10", state=over))))
+    save(site, monitor(forks=(fork(ours()), fork(ours(uri="sip:two@192.0.2.10", state=over)))))
     lines = site.lines("trunk", "show", "mxone")
     assert lines[0] == "Trunk mxone: 2 subscriptions."
     assert [line.split()[1] for line in lines if line.startswith(("state", "seconds_left"))] == [
@@ -295,7 +303,7 @@ def test_nothing_of_the_peers_steers_the_terminal(site: Site) -> None:
     dialog = replace(theirs().dialog, call_id=EVIL, target=EVIL)
     save(
         site,
-        monitor(heard=heard, cc_uri=EVIL, subscribers=(ours(uri=EVIL, call_id=EVIL),)),
+        monitor(heard=heard, forks=(fork(ours(uri=EVIL, call_id=EVIL), EVIL),)),
         agent(from_uri=EVIL, notifier=replace(theirs(), dialog=dialog)),
     )
     for more in ([], ["--json"]):
