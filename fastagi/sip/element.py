@@ -142,11 +142,15 @@ class Element:
         way = self._way_back(request, source)
         if not self._permitted(way, Side.PEER):
             return  # Nothing is begun that could not be answered
-        if request.method in LIMITED and not self._admission.admits(request.from_.uri, self._clock.now()):
+        if request.method in LIMITED and not self._admits(request):
             self._notices.say("requests above the limit", f"a {request.method} is one too many: answered 503")
             self._reply(request, request.response(503, headers=(RETRY,)), source, Side.PEER)
             return
         self._agent.receive(request, way)
+
+    def _admits(self, request: Request) -> bool:
+        # By both, for there are PBXs whose callers all have one From.
+        return self._admission.admits(f"{request.from_.uri} {request.uri}", self._clock.now())
 
     def _pass(self, request: Request, source: Address, side: Side) -> None:
         is_call = request.method in CALLS

@@ -16,7 +16,7 @@ MAX_KEY: Final = 256  # characters
 TRUNK_RATE, TRUNK_BURST = 50, 100
 """How many requests for call completion all of one trunk may send a second, and how many at once."""
 CALLER_RATE, CALLER_BURST = 2, 10
-"""The same of one From URI."""
+"""The same of one From URI about one request-URI."""
 
 
 class Timer(Protocol):

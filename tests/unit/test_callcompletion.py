@@ -1483,6 +1483,19 @@ def test_ready_is_used_once(peer: Peer) -> None:
     assert ready(peer, subscribe, seq=3) != first
 
 
+def test_rung_in_vain_because_the_other_pbx_changes_its_mind(peer: Peer) -> None:
+    """Ready, his phone rings, queued: that counts, and it ends."""
+    subscribe = accepted(peer)
+    for turn in range(3):
+        recall = ready(peer, subscribe, 2 * turn + 2)
+        peer.site.plan(recall)
+        peer.notify(subscribe, state("queued", CC_URI), seq=2 * turn + 3)
+        peer.said()
+        peer.site.wait(31)
+        peer.said()
+    assert (only(peer).reason, len(peer.site.agent.rung)) == ("TOO_MANY_RECALLS", 3)
+
+
 def test_ready_said_again_in_the_turn_rings_nobody_twice(peer: Peer) -> None:
     subscribe = accepted(peer)
     first = ready(peer, subscribe)

@@ -242,7 +242,7 @@ class CallCompletion:
             status, headers, why = error.status, (), str(error)
         source = request.via.received or request.via.host
         line = f"trunk {trunk}: a {request.method} from {source} is refused with {status}: {why}"
-        self._notices.say(trunk, line)
+        self._notices.say(f"trunk {trunk}: requests refused", line)
         return request.response(status, headers=headers, tag=stateless_tag(request))
 
 

@@ -51,6 +51,8 @@ ASKED_AT_MOST: Final = 10
 """How often one call may be asked for: who asks and leaves without end would fill the history."""
 MAX_ROUTES: Final = 4096
 """Characters of a peer's own that are kept with its subscription."""
+NOBODY: Final = ("", "anonymous", "unknown", "restricted", "unavailable")
+"""User parts of a From that many may have: they are not one caller."""
 RETRY_AFTER: Final = ("Retry-After", "60")
 
 
@@ -350,7 +352,9 @@ class Agents:
 
     def _make_way(self, old: Agent | None, now: float) -> float | None:
         """A new SUBSCRIBE of the same caller for the same callee takes the old one's place (RFC 6910, 7.2)."""
-        cc = None if old is None else self._request(old)
+        if old is None or user_of(old.from_uri).lower() in NOBODY:
+            return None
+        cc = self._request(old)
         if cc is None or cc.state is State.CALLING:
             return None
         self._parts.service.apply(cc, Cancelled("a new request of the same caller"), now)

@@ -65,6 +65,7 @@ class Monitors:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._offers: dict[str, int] = {}  # by the Call-ID of the call that went out
+        self._calling: list[int] = []  # the requests whose CC call may be under way: every INVITE asks for them
 
     # Inside a turn: what the rules tell and ask
 
@@ -124,7 +125,9 @@ class Monitors:
             except Exception:  # the others, and the service, must go on
                 self._parts.fault(f"the subscription of request {monitor.request}")
                 self._gone(monitor, self._request(monitor), "a fault of fastagi has ended it", now)
-        return before != [r for r in self._parts.service.book.requests() if r.monitor]
+        after = [r for r in self._parts.service.book.requests() if r.monitor]
+        self._calling = [r.id for r in after if r.state is State.CALLING]
+        return before != after
 
     def dues(self) -> list[float]:
         """The instants at which there is something to do."""
@@ -141,8 +144,8 @@ class Monitors:
 
     def target_of_call(self, trunk: str, request: Request) -> str | None:
         """The same for an ordinary INVITE that is the CC call of somebody whose turn it is; None: it is none."""
-        for cc in self._parts.service.book.requests():
-            if cc.state is State.CALLING and cc.monitor == trunk:
+        for cc in map(self._parts.service.book.request, self._calling):
+            if cc is not None and cc.state is State.CALLING and cc.monitor == trunk:
                 monitor = self._parts.kept("monitor", cc.id, Monitor)
                 if monitor is not None and _is_call_of(monitor.heard, request):
                     self._parts.remember(self._parts.cc_calls, cc.id, request.call_id)
