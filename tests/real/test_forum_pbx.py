@@ -133,8 +133,9 @@ class Forum(Joined):
             self._run = None
 
     def evidence(self) -> str:
-        errors = self._folder.glob(f"*_{self._run.pid}_errors.log" if self._run else "")
-        said = [path.read_text()[-3000:] for path in (self._folder / "sipp.log", *errors) if path.exists()]
+        pid = self._run.pid if self._run else 0
+        logs = [self._folder / "sipp.log", *self._folder.glob(f"*_{pid}_errors.log")]
+        said = [path.read_text()[-3000:] for path in logs if path.exists()]
         return "\n".join([super().evidence(), "-- sipp", *said])
 
     # What passed

@@ -41,7 +41,6 @@ from fastagi.sip.subscription import (
     step_notifier,
 )
 from fastagi.sip.trunk import Trunk
-from fastagi.sip.uri import Uri
 
 OFFER_GRACE: Final = 15.0
 """Seconds beyond ``cc_offer_timer`` in which a SUBSCRIBE is taken: its caller asked in time, his PBX took its own."""
@@ -447,8 +446,7 @@ def far_caller(from_uri: str, trunk: str) -> Number:
 
 def our_uri(trunk: Trunk, user: str) -> str:
     """A URI of ours that the peer can reach."""
-    uri = Uri.of(user, trunk.towards_peer.host, trunk.towards_peer.port)
-    return str(uri.with_param("transport", "tcp") if trunk.transport == "tcp" else uri)
+    return f"sip:{user}@{trunk.towards_peer}" + (";transport=tcp" if trunk.transport == "tcp" else "")
 
 
 def _accepts(request: Request) -> bool:

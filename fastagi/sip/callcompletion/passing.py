@@ -94,11 +94,13 @@ class Passing:
             return self._lead(trunk.name, Side.PEER, request, str(Uri.of(offer.callee, *trunk.asterisk)))
         return request.response(404, tag=stateless_tag(request))
 
-    def _from_asterisk(self, trunk: str, request: Request, uri: Uri, now: float) -> str | None:
+    def _from_asterisk(self, trunk: str, request: Request, uri: Uri, now: float) -> str | Response | None:
         recall = RECALL_USER.fullmatch(uri.user)
         target = self._monitors.target(recall[1], request) if recall else None
         if request.method == "INVITE" and not request.to.tag:
             self._parts.calls[trunk].noted(request, True, now)
+            if recall and target is None:  # nobody's: the peer would know as little of it
+                return request.response(404, tag=stateless_tag(request))
             target = target or self._monitors.target_of_call(trunk, request)
         return self._lead(trunk, Side.ASTERISK, request, target) if target else None
 
