@@ -89,6 +89,9 @@ class Beyond(Protocol):
     def call_over(self, trunk: str, call_id: str) -> str:
         """The recall id of the CC call that came over this trunk by this Call-ID; empty: it was none."""
 
+    def answered_there(self, request: int) -> bool:
+        """Whether the CC call of this request was seen to be answered beyond the trunk."""
+
     def presence(self, device: Device, now: float) -> Presence | None:
         """What a party beyond a trunk is now (see `far_device`)."""
 
@@ -141,6 +144,9 @@ class Alone:
 
     def call_over(self, trunk: str, call_id: str) -> str:
         return ""
+
+    def answered_there(self, request: int) -> bool:
+        return False
 
     def presence(self, device: Device, now: float) -> Presence | None:
         return None

@@ -517,7 +517,9 @@ class CompletionService:
     def call_ended(self, recall_id: str, dialstatus: str, cause: int, now: float) -> Request:
         """The CC call of this recall is over."""
         request = self._of_recall(recall_id)
-        if dialstatus != "ANSWER":
+        # Who hangs up in the moment of the answer: to Asterisk he has given up, and they have talked.
+        answered = dialstatus == "ANSWER" or (dialstatus == "CANCEL" and self._beyond.answered_there(request.id))
+        if not answered:
             in_use = Presence.IN_USE in map(self._levels.get, request.callee_devices)
             return self.apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
         done = self.apply(request, machine.CallCompleted(), now)

@@ -16,6 +16,7 @@ from fastagi.sip.limits import Clock, Notices, Timer
 from fastagi.sip.message import Header, Malformed, NameAddr, Request, Response
 from fastagi.sip.transaction import CANCELLABLE, Effect, Key, Transactions, server_key
 from fastagi.sip.trunk import Address, Trunk
+from fastagi.sip.uri import Uri
 
 BRANCH: Final = transaction.COOKIE + "ca"
 """What the branches of our own requests begin with."""
@@ -80,6 +81,7 @@ class UserAgent:
         via = f"SIP/2.0/{self._trunk.transport.upper()} {self._trunk.towards_peer};branch={key.branch};rport"
         complete = request.with_headers(("Contact", self._contact)).prepended(("Via", via))
         way = Way(self._trunk.peer_for(_next_hop(request)))
+        complete = complete.with_uri(_usable(complete.uri, way.to))
         try:
             effects = self._transactions.request(complete, way, self._clock.now(), self._reliable)
         except Refused as no:
@@ -168,3 +170,11 @@ def tagged(request: Request, response: Response) -> Response:
     if response.status == 100 or response.to.tag:
         return response
     return response.with_headers(("To", response.to.with_tag(transaction.stateless_tag(request)).text))
+
+
+def _usable(uri: str, peer: Address) -> str:
+    """As a request line can carry it: a peer's Contact may have blanks, or no host."""
+    try:
+        return str(Uri.parse(uri).usable(*peer))
+    except Malformed:
+        return uri

@@ -29,10 +29,6 @@ from tests.real.trunkbench import ASTERISKS, HOSTS, WIRE, Joined, TrunkSite
 SCENARIOS = Path(__file__).parent / "sipp"
 LIMIT = 30  # seconds for one run of sipp, whatever happens
 TGRP = "user=phone;tgrp=2;trunk-context=mx.example"
-EATEN = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a Contact with a blank or no host becomes a request-URI"
-)
-EARLY = pytest.mark.xfail(strict=True, raises=AssertionError, reason="refused: its call is not on record yet")
 
 # The lab's word to a scenario: the number of its branch, the Call-ID.
 WORD = """\
@@ -385,8 +381,8 @@ def test_our_caller_is_busy(forum: Forum) -> None:
     ("contact", "target"),
     [
         (f"<sip:4003@127.0.2.16:5060;{TGRP}>", f"sip:4003@127.0.2.16:5060;{TGRP}"),
-        pytest.param(f"<sip:4003@;{TGRP}>", f"sip:4003@{{peer}};{TGRP}", marks=EATEN),
-        pytest.param(f"<sip:4003 @;{TGRP}>", f"sip:4003@{{peer}};{TGRP}", marks=EATEN),
+        pytest.param(f"<sip:4003@;{TGRP}>", f"sip:4003@{{peer}};{TGRP}"),
+        pytest.param(f"<sip:4003 @;{TGRP}>", f"sip:4003@{{peer}};{TGRP}"),
     ],
     ids=["an address", "no host", "neither"],
 )
@@ -505,11 +501,11 @@ def test_it_gives_up_the_cc_call(forum: Forum) -> None:
     ("contact", "target"),
     [
         (CONTACT, CONTACT[1:-1]),
-        pytest.param(CONTACT.replace("@", " @"), CONTACT[1:-1], marks=EATEN),
-        pytest.param("<sip:CC_856;76@;transport=UDP>", "sip:CC_856;76@{peer};transport=UDP", marks=EATEN),
-        pytest.param("<sip:CC_856;76 @;transport=UDP>", "sip:CC_856;76@{peer};transport=UDP", marks=EATEN),
+        pytest.param(CONTACT.replace("@", " @"), CONTACT[1:-1]),
+        pytest.param("<sip:CC_856;76@;transport=UDP>", "sip:CC_856;76@{peer};transport=UDP"),
+        pytest.param("<sip:CC_856;76 @;transport=UDP>", "sip:CC_856;76@{peer};transport=UDP"),
         # Without brackets what follows is the header's.
-        pytest.param("sip:CC_856;76 @;transport=UDP", "sip:CC_856;76@{peer}", marks=EATEN),
+        pytest.param("sip:CC_856;76 @;transport=UDP", "sip:CC_856;76@{peer}"),
     ],
     ids=["an address", "a blank", "no host", "neither", "no brackets"],
 )
@@ -522,19 +518,6 @@ def test_it_takes_back(forum: Forum, contact: str, target: str) -> None:
     assert forum.flows() == [THEIR_CALL, THEIR_LEFT]
 
 
-@EARLY
-def test_it_asks_early(forum: Forum) -> None:
-    """While it rings: RFC 6910, 4.2, lets a caller ask as soon as there is a provisional response."""
-    forum.phones["1000"].answer = "ring"
-    forum.play("forum_caller", 1, "early", m="NR", contact=CONTACT)
-    told(forum, "queued")
-    forum.forget("1000")
-    used(forum)
-    told(forum, "ready")
-    connected(forum)
-
-
-@EARLY
 def test_it_asks_before_its_call_is_on_record(forum: Forum) -> None:
     """Our dialplan tells of a call that was given up after the 487 has left; a busy Asterisk later still."""
     forum.a.asterisk.cli("dialplan add extension s,1,Wait,0.5 into cc-note replace")

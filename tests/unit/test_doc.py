@@ -286,7 +286,7 @@ def test_reasons_of_a_request() -> None:
     said = refusals(reached(SERVICE, "_ask")) | not_offered() | BROKEN | WHO
     said |= {w for w in strings(functions(ROUTES)["request"]) if w != "SUCCESS" and not w.startswith("CC_")}
     said |= said_by_dialplan("CC_REQUEST_REASON")
-    said |= {w for w in strings(functions(SERVICE)["call_ended"]) if w.isupper() and w != "ANSWER"}
+    said |= {w for w in strings(functions(SERVICE)["call_ended"]) if w.isupper() and w not in ("ANSWER", "CANCEL")}
     # What `service.accepted` says: how a request ended before the other PBX had accepted it.
     rules = {row.rule.__name__ for (state, _), row in machine.TABLE.items() if state is model.State.REQUESTED}
     said |= ended_there() | ends(reached(MACHINE, *rules))

@@ -229,6 +229,9 @@ class FakeBeyond:
     def call_over(self, trunk: str, call_id: str) -> str:
         return self.calls.get(call_id, "")
 
+    def answered_there(self, request: int) -> bool:
+        return False
+
     def presence(self, device: Device, now: float) -> Presence | None:
         return self.presences.get(device, IN_USE)
 

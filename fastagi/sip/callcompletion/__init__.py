@@ -16,7 +16,7 @@ from fastagi.completion.model import Request as CcRequest
 from fastagi.completion.ports import FAR, Clock, Kept
 from fastagi.completion.service import CompletionService
 from fastagi.errors import Refused
-from fastagi.sip.callcompletion.agents import Agents, No, far_caller
+from fastagi.sip.callcompletion.agents import Agents, No, NotYet, far_caller
 from fastagi.sip.callcompletion.monitors import Monitors
 from fastagi.sip.callcompletion.parts import Asker, Directory, Parts, user_of
 from fastagi.sip.callcompletion.passing import Passing
@@ -31,6 +31,9 @@ from fastagi.sip.transaction import stateless_tag
 from fastagi.sip.trunk import Side, Trunk
 
 __all__ = ["CallCompletion"]
+
+TRIES, TRY_AGAIN = 15, 0.2
+"""How often, and every how many seconds, it is looked for what a SUBSCRIBE is about, if that is not known yet."""
 
 
 class CallCompletion:
@@ -133,6 +136,9 @@ class CallCompletion:
         if offer.monitor:
             self._monitors.requested(request, offer, now)
 
+    def answered_there(self, request: int) -> bool:
+        return self._monitors.answered_there(request, self._clock.now())
+
     def call_over(self, trunk: str, call_id: str) -> str:
         return self._agents.call_over(trunk, call_id)
 
@@ -163,13 +169,23 @@ class CallCompletion:
         user = user_of(request.uri)
         return user == "cc" or OUR_USER.fullmatch(user) is not None
 
-    def arrived(self, trunk: str, request: Request, answer: Callable[[Response], None]) -> None:
+    def arrived(
+        self, trunk: str, request: Request, answer: Callable[[Response], None], tries: int = TRIES
+    ) -> None:
         def work(now: float) -> object:
             found: list[Response] = []
+
+            def give() -> None:
+                for response in found:
+                    answer(response)
+
             # Before what the same turn sends besides: a NOTIFY may not overtake the 200 of its SUBSCRIBE.
-            self._parts.service.after(lambda: answer(found[0]))
-            found.append(self._response(trunk, request, now))
-            return found[0]
+            self._parts.service.after(give)
+            try:
+                found.append(self._response(trunk, request, now, last=not tries))
+            except NotYet:
+                self._clock.call_at(now + TRY_AGAIN, lambda: self.arrived(trunk, request, answer, tries - 1))
+            return found
 
         def done(result: object) -> None:
             if isinstance(result, Refused):  # nothing was changed
@@ -220,8 +236,8 @@ class CallCompletion:
 
     # Inside
 
-    def _response(self, trunk: str, request: Request, now: float) -> Response:
-        """What a SUBSCRIBE, NOTIFY or PUBLISH comes to."""
+    def _response(self, trunk: str, request: Request, now: float, last: bool) -> Response:
+        """What a SUBSCRIBE, NOTIFY or PUBLISH comes to; raises `NotYet`, unless this is the last try."""
         try:
             event = request.event
             if event is None or (event.package.lower(), request.method) not in _KNOWN:
@@ -236,6 +252,8 @@ class CallCompletion:
                 raise No(481, "no such subscription")
             return response
         except (No, Rejected) as no:
+            if isinstance(no, NotYet) and not last:
+                raise
             status, headers = no.status, no.headers
             why = str(no)
         except Malformed as error:

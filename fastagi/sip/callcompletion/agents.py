@@ -46,6 +46,8 @@ OFFER_GRACE: Final = 15.0
 """Seconds beyond ``cc_offer_timer`` in which a SUBSCRIBE is taken: its caller asked in time, his PBX took its own."""
 OPEN_GRACE: Final = 0.5
 """Seconds between an ``open`` and ``ready``: told at once, chan_sip answers it with ``closed``."""
+TELL_WITHIN: Final = 3.0
+"""Seconds that the dialplan has to tell of a call that has failed, before it counts as one not offered."""
 ASKED_AT_MOST: Final = 10
 """How often one call may be asked for: who asks and leaves without end would fill the history."""
 MAX_ROUTES: Final = 4096
@@ -71,6 +73,10 @@ class No(Exception):
         super().__init__(why)
         self.status = status
         self.headers = headers
+
+
+class NotYet(No):
+    """What it is about may come to be known within a moment: the dialplan tells of a 487 after it has passed."""
 
 
 class Agents:
@@ -154,6 +160,9 @@ class Agents:
         """A SUBSCRIBE (RFC 6910, 7.2, 9.7); raises `No`."""
         agent = self._of_dialog(trunk, request)
         if agent is not None:
+            if request.expires == 0:  # the last word is queued, whatever it was: there are PBXs that heed no other
+                last = self._content(agent.trunk, agent.call_user, ready=False)
+                agent = replace(agent, notifier=replace(agent.notifier, content=last))
             return self._step(agent, Subscribe(request), now)
         if request.to.tag:
             raise No(481, "no such subscription")
@@ -316,6 +325,8 @@ class Agents:
         call = self._parts.calls[trunk].get(call_id, now) if minted_for == trunk else None
         if call is None:
             return No(404, "no call was offered by that URI")
+        if call.final and now < call.seen + TELL_WITHIN and not call.answered:
+            return NotYet(403, "that call was not offered")
         if call.final:
             return No(403, "that call was not offered")
         return No(480, "that call has not failed yet", ("Retry-After", "2"))

@@ -142,6 +142,12 @@ class Monitors:
         self._parts.remember(self._parts.cc_calls, monitor.request, request.call_id)
         return self._target(monitor)
 
+    def answered_there(self, request: int, now: float) -> bool:
+        """Whether a 2xx to the CC call of this request has passed."""
+        monitor, call_id = self._parts.kept("monitor", request, Monitor), self._parts.cc_calls.get(request, "")
+        call = self._parts.calls[monitor.trunk].get(call_id, now) if monitor is not None else None
+        return call is not None and call.answered
+
     def target_of_call(self, trunk: str, request: Request) -> str | None:
         """The same for an ordinary INVITE that is the CC call of somebody whose turn it is; None: it is none."""
         for cc in map(self._parts.service.book.request, self._calling):
