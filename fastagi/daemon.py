@@ -183,6 +183,7 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
         except OSError as error:
             log(f"the control socket could not be removed: {error}")
         for link in links.values():
+            link.element.close()
             await _maybe(link.stop())
         poller.stop()
         server.close()

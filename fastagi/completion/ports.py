@@ -4,7 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
-from fastagi.completion.model import Device, Extension, Number, Offer, Presence, Request, Service, Settings, State
+from fastagi.completion.model import (
+    Device,
+    Extension,
+    Number,
+    Offer,
+    Presence,
+    Request,
+    Service,
+    Settings,
+    State,
+)
 
 
 class Timer(Protocol):

@@ -385,9 +385,10 @@ class CompletionService:
     def _tell_whether_accepted(self, step: machine.Step) -> None:
         request = step.request
         answer = Refused(request.reason, step.sentence) if request.state is State.ENDED else request
-        if isinstance(answer, Refused):  # perhaps in the very turn in which it was asked for
-            self._refused = {request.id: answer}
-        for done in self._waiting.pop(request.id, []):
+        waiting = self._waiting.pop(request.id, [])
+        if not waiting and isinstance(answer, Refused):  # in the very turn in which it was asked for
+            self._refused[request.id] = answer
+        for done in waiting:
             done(answer)
 
     def _apply_id(self, id: int, event: machine.Event, now: float) -> Request:
@@ -518,12 +519,17 @@ class CompletionService:
         """The CC call of this recall is over."""
         request = self._of_recall(recall_id)
         # Who hangs up in the moment of the answer: to Asterisk he has given up, and they have talked.
-        answered = dialstatus == "ANSWER" or (dialstatus == "CANCEL" and self._beyond.answered_there(request.id))
+        answered = dialstatus == "ANSWER" or (
+            dialstatus == "CANCEL" and self._beyond.answered_there(request.id)
+        )
         if not answered:
             in_use = Presence.IN_USE in map(self._levels.get, request.callee_devices)
             return self.apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
         done = self.apply(request, machine.CallCompleted(), now)
-        for offer in [o for o in self.book.offers_of(request.caller) if o.callee == request.callee]:
+        own = (
+            [] if request.agent else self.book.offers_of(request.caller)
+        )  # who has no name shares his with others
+        for offer in [o for o in own if o.callee == request.callee]:
             # He has what he asked for: *30 right after it must not ring both once more.
             self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))
         for other in self._of_caller(Number(request.other)):
@@ -533,9 +539,11 @@ class CompletionService:
 
     def _cut(self, request: Request, now: float) -> Request:
         policy = self._policy(request)
-        turn = machine.CALL_LIMIT
+        turn = machine.FAR_CALL_LIMIT if request.agent else machine.CALL_LIMIT
         if request.state is State.READY:
             turn = policy.caller.cc_recall_timer + RECALL_GRACE
+        elif request.state is State.REQUESTED:
+            turn = machine.ACCEPT_WITHIN
         longest = max(policy.service_timer(service) for service in Service)
         return replace(
             request,

@@ -48,7 +48,7 @@ _PRUNE = (
 
 def _row(thing: Offer | Request, columns: list[str]) -> list[Any]:
     values = (getattr(thing, name) for name in columns)
-    return ["&".join(v) if isinstance(v, tuple) else _text(v) for v in values]
+    return [_text("&".join(v) if isinstance(v, tuple) else v) for v in values]
 
 
 def _text(value: Any) -> Any:

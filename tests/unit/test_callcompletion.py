@@ -1982,9 +1982,9 @@ def test_a_uri_of_ours_whose_request_is_over(peer: Peer) -> None:
     late = peer.calls("2000", "cc1", uri=monitor)
     assert isinstance(late, SipRequest) and late.uri == "sip:2000@127.0.0.1:5060", "he gets whom he wanted"
     gone = peer.calls("2000", "cc2", uri=uri)
-    assert isinstance(gone, Response) and gone.status == 404 and gone.to.tag
+    assert isinstance(gone, SipRequest) and gone.uri == "sip:2000@127.0.0.1:5060", "and here"
     nobody = peer.calls("2000", "cc3", uri="sip:ccm-" + "0" * 32 + "@192.0.2.2:5070")
-    assert isinstance(nobody, Response) and nobody.status == 404
+    assert isinstance(nobody, Response) and nobody.status == 404 and nobody.to.tag
 
 
 def test_the_cc_call_comes_while_the_commit_is_under_way(peer: Peer) -> None:

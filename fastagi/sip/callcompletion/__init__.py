@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from fastagi.completion.model import Device, Extension, Offer, Presence, Service, Settings
 from fastagi.completion.model import Request as CcRequest
@@ -71,15 +72,24 @@ class CallCompletion:
         if secret is not None:
             self._parts.names = Names(json.loads(secret))
         makers: dict[str, Callable[[str], Kept]] = {
-            "agent": Agent.from_json,
-            "monitor": Monitor.from_json,
+            "agent": lambda text: Agent.from_json(text).cut(self._clock.now()),
+            "monitor": lambda text: Monitor.from_json(text).cut(self._clock.now()),
             "came": Heard.from_json,
             "heard": Heard.from_json,
             "habits": lambda text: Habits(**json.loads(text)),
         }
         for offer in offers:
             self._index(offer)
-        found = {key: makers[key[0]](text) for key, text in kept.items() if key[0] in makers}
+        self._parts.started = True
+        found: dict[tuple[str, str], Kept] = {}
+        for key, text in kept.items():
+            try:
+                if key[0] in makers:
+                    found[key] = makers[key[0]](text)
+            except (ValueError, KeyError, TypeError) as error:  # the others, and the service, must go on
+                self._parts.log(
+                    f"what was kept of {key[0]} {key[1]} cannot be read, and is left out: {error!r}"
+                )
         return {**found, ("secret", "trunks"): self._parts.names} if secret is not None else found
 
     def trunk(self, device: Device) -> str:
@@ -184,7 +194,8 @@ class CallCompletion:
             try:
                 found.append(self._response(trunk, request, now, last=not tries))
             except NotYet:
-                self._clock.call_at(now + TRY_AGAIN, lambda: self.arrived(trunk, request, answer, tries - 1))
+                again = partial(self.arrived, trunk, request, answer, tries - 1)
+                self._parts.service.after(lambda: _ignore(self._clock.call_at(now + TRY_AGAIN, again)))
             return found
 
         def done(result: object) -> None:
@@ -262,6 +273,10 @@ class CallCompletion:
         line = f"trunk {trunk}: a {request.method} from {source} is refused with {status}: {why}"
         self._notices.say(f"trunk {trunk}: requests refused", line)
         return request.response(status, headers=headers, tag=stateless_tag(request))
+
+
+def _ignore(timer: object) -> None:
+    """A timer that nobody cancels."""
 
 
 _KNOWN = {(EVENT, "SUBSCRIBE"), (EVENT, "NOTIFY"), (EVENT, "PUBLISH"), ("presence", "PUBLISH")}

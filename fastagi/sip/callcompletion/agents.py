@@ -8,7 +8,7 @@ whatever a request has become, `Agents.follow` sees to it that its subscriber kn
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -44,6 +44,8 @@ from fastagi.sip.trunk import Trunk
 
 OFFER_GRACE: Final = 15.0
 """Seconds beyond ``cc_offer_timer`` in which a SUBSCRIBE is taken: its caller asked in time, his PBX took its own."""
+OVERDUE: Final = 1.0
+"""Seconds after which a NOTIFY that is not answered yet makes us wonder."""
 OPEN_GRACE: Final = 0.5
 """Seconds between an ``open`` and ``ready``: told at once, chan_sip answers it with ``closed``."""
 TELL_WITHIN: Final = 3.0
@@ -59,7 +61,10 @@ RETRY_AFTER: Final = ("Retry-After", "60")
 
 def pace(sent: tuple[float, ...], content: Content) -> float:
     """At most 3 NOTIFYs in 10 s, and ``ready`` never the third: it could not be taken back (RFC 6910, 9.11)."""
-    most = 2 if content.body.startswith("cc-state: ready") else 3
+    return _paced(sent, 2 if content.body.startswith("cc-state: ready") else 3)
+
+
+def _paced(sent: tuple[float, ...], most: int) -> float:
     return sent[-most] + 10 if len(sent) >= most else 0.0
 
 
@@ -86,27 +91,35 @@ class Agents:
         self._parts = parts
         self._offers: dict[str, int] = {}  # by the user part of the monitor URI
         self._asked: Counter[int] = Counter()  # how often each offer was asked for
+        # Whom they wanted whose request is over, by the user part of the cc-URI: their call may come late.
+        self._late: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
     # Inside a turn: what the rules tell and ask
 
     def offered(self, offer: Offer) -> None:
         if offer.call_in:
-            self._offers[self._parts.names.monitor(offer.call_in)] = offer.id
+            user = self._parts.names.monitor(offer.agent, offer.call_in)
+            self._parts.later(partial(self._offers.__setitem__, user, offer.id))
 
     def hear(self, offer: Offer, now: float) -> None:
         self._parts.hear("came", offer.id, offer.agent, offer.call_in, now)
 
     def forgotten(self, offer: Offer) -> None:
-        self._parts.service.after(partial(self._forget, self._parts.names.monitor(offer.call_in), offer.id))
+        self._parts.service.after(
+            partial(self._forget, self._parts.names.monitor(offer.agent, offer.call_in), offer.id)
+        )
+
+    def _count(self, offer: int) -> None:
+        self._asked[offer] += 1
 
     def _forget(self, user: str, id: int) -> None:
         self._asked.pop(id, None)
         if self._offers.get(user) == id:
             del self._offers[user]
 
-    def offer_of(self, call_id: str) -> Offer | None:
-        """What is on record of a call that came by this Call-ID."""
-        return self.offer_of_user(self._parts.names.monitor(call_id))
+    def offer_of(self, trunk: str, call_id: str) -> Offer | None:
+        """What is on record of a call that came over this trunk by this Call-ID."""
+        return self.offer_of_user(self._parts.names.monitor(trunk, call_id))
 
     def offer_of_user(self, user: str) -> Offer | None:
         """What is on offer by the monitor URI with this user part."""
@@ -119,6 +132,9 @@ class Agents:
             return None
         if agent.closed(now):
             return Presence.IN_USE
+        n = agent.notifier
+        if n.in_flight and n.sent_at and n.sent_at[-1] + OVERDUE < now:
+            return Presence.RINGING  # whether he hears anything is not known
         return Presence.IDLE if self._ready_at(agent) <= now else Presence.RINGING
 
     def follow(self, now: float) -> bool:
@@ -160,7 +176,9 @@ class Agents:
         """A SUBSCRIBE (RFC 6910, 7.2, 9.7); raises `No`."""
         agent = self._of_dialog(trunk, request)
         if agent is not None:
-            if request.expires == 0:  # the last word is queued, whatever it was: there are PBXs that heed no other
+            if (
+                request.expires == 0
+            ):  # the last word is queued, whatever it was: there are PBXs that heed no other
                 last = self._content(agent.trunk, agent.call_user, ready=False)
                 agent = replace(agent, notifier=replace(agent.notifier, content=last))
             return self._step(agent, Subscribe(request), now)
@@ -225,15 +243,13 @@ class Agents:
         return next((a for a in found if self._request(a) is not None), found[0] if found else None)
 
     def agent_of_caller(self, trunk: str, from_uri: str, callee: str) -> Agent | None:
-        """Whose CC call that is, by its From and its callee (RFC 6910, 7.4)."""
-        return next(
-            (
-                a
-                for a in self._all()
-                if (a.trunk, a.callee) == (trunk, callee) and same_uri(a.from_uri, from_uri)
-            ),
-            None,
-        )
+        """Whose CC call that is, by its From and its callee (RFC 6910, 7.4); rather one whose turn it is."""
+        found = [
+            a
+            for a in self._all()
+            if (a.trunk, a.callee) == (trunk, callee) and same_uri(a.from_uri, from_uri)
+        ]
+        return next((a for a in found if self.in_turn(a)), found[0] if found else None)
 
     def in_turn(self, agent: Agent) -> bool:
         request = self._request(agent)
@@ -263,12 +279,27 @@ class Agents:
 
     def _keep(self, agent: Agent) -> None:
         over = agent.notifier.state is NotifierState.ENDED and self._request(agent) is None
-        self._parts.keep("agent", agent.request, None if over else agent)
+        if over:
+            self._drop(agent)
+        else:
+            self._parts.keep("agent", agent.request, agent)
+
+    def _drop(self, agent: Agent) -> None:
+        self._parts.keep("agent", agent.request, None)
+        self._parts.remember(self._late, agent.call_user, (agent.trunk, agent.callee))
+
+    def late(self, trunk: str, user: str) -> str:
+        """Whom a caller wanted whose request is over, by the user part of the URI he calls; empty: not known."""
+        offer = self.offer_of_user(user)
+        if offer is not None and offer.agent == trunk:
+            return offer.callee
+        known, callee = self._late.get(user, ("", ""))
+        return callee if known == trunk else ""
 
     def _ready_at(self, agent: Agent) -> float:
         """When ``ready`` may be told, if it is his turn."""
-        n, ready = agent.notifier, self._content(agent.trunk, agent.call_user, ready=True)
-        return max(n.not_before, pace(n.sent_at, ready), agent.open_since + OPEN_GRACE)
+        n = agent.notifier
+        return max(n.not_before, _paced(n.sent_at, 2), agent.open_since + OPEN_GRACE)
 
     def _content(self, trunk: str, call_user: str, ready: bool) -> Content:
         known = self._parts.trunks[trunk]
@@ -353,8 +384,8 @@ class Agents:
             cc = self._parts.service.request(offer, caller, now, since)
         except Refused as no:
             raise No(480, str(no), RETRY_AFTER) from no
-        self._asked[offer.id] += 1
-        monitor_user, call_user = names.monitor(offer.call_in), names.call(cc.id)
+        self._parts.service.after(partial(self._count, offer.id))
+        monitor_user, call_user = names.monitor(offer.agent, offer.call_in), names.call(cc.id)
         content = self._content(trunk, call_user, ready=False)
         notifier, effects = accept(request, tag, content, cc.service_ends, now, TERMS)
         agent = Agent(cc.id, trunk, offer.callee, from_uri, request.uri, monitor_user, call_user, notifier)
@@ -408,7 +439,7 @@ class Agents:
 
     def _gone(self, agent: Agent, cc: CcRequest | None, by: str, now: float) -> None:
         """There is nobody to tell anything."""
-        self._parts.keep("agent", agent.request, None)
+        self._drop(agent)
         if cc is not None:
             self._parts.service.apply(cc, Cancelled(by), now)
 
@@ -437,7 +468,7 @@ class Agents:
             self._step(agent, Due(), now)
             return self._parts.service.book.request(agent.request) is not before
         if cc is None and n.state is NotifierState.ENDED:
-            self._parts.keep("agent", agent.request, None)
+            self._drop(agent)
         elif agent.publication is not None and agent.publication.expires_at <= now:
             self._keep(replace(agent, publication=None, open_since=now))
         return False

@@ -53,7 +53,7 @@ MAX_RENEWALS: Final = 5
 SOON: Final = 0.1
 PAUSE: Final = 30.0
 """Seconds that we wait longer each time before we subscribe anew: a PBX may end whatever it accepts."""
-AGAIN: Final = frozenset({"deactivated", "probation", "giveup", "expired"})
+AGAIN: Final = frozenset({"deactivated", "probation", "giveup", "expired", "unanswered"})
 """Ends of a subscription after which it is worth another (RFC 6665, 4.1.3)."""
 WORDS: Final = AGAIN | {"timeout", "noresource", "rejected", "invariant", "refused", "failed", "unnotified"}
 """Ends that may stand in a sentence: any other word is the peer's own."""
@@ -65,12 +65,15 @@ class Monitors:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._offers: dict[str, int] = {}  # by the Call-ID of the call that went out
-        self._calling: list[int] = []  # the requests whose CC call may be under way: every INVITE asks for them
+        self._in_turn: list[CcRequest] = []
+        self._calling: list[
+            int
+        ] = []  # the requests whose CC call may be under way: every INVITE asks for them
 
     # Inside a turn: what the rules tell and ask
 
     def offered(self, offer: Offer) -> None:
-        self._offers[offer.call_out] = offer.id
+        self._parts.later(partial(self._offers.__setitem__, offer.call_out, offer.id))
 
     def hear(self, offer: Offer, dialled: str, now: float) -> None:
         trunk = self._parts.trunks[offer.monitor]
@@ -84,10 +87,11 @@ class Monitors:
         self._parts.keep("heard", offer.id, Heard(own, who, who, ((who, m),)))
 
     def forgotten(self, offer: Offer) -> None:
-        self._parts.service.after(partial(self._forget, offer.call_out))
+        self._parts.service.after(partial(self._forget, offer.call_out, offer.id))
 
-    def _forget(self, call_id: str) -> None:
-        self._offers.pop(call_id, None)
+    def _forget(self, call_id: str, id: int) -> None:
+        if self._offers.get(call_id) == id:
+            del self._offers[call_id]
 
     def offer_of(self, call_id: str) -> Offer | None:
         """What is on record of a call that went out by this Call-ID."""
@@ -119,12 +123,19 @@ class Monitors:
     def follow(self, now: float) -> bool:
         """Subscribe, suspend, resume and leave, as every request now wants; True: one has changed by it."""
         before = [r for r in self._parts.service.book.requests() if r.monitor]
+        self._in_turn = [r for r in self._parts.service.book.requests() if r.state in TURN]
         for monitor in self._all():
             try:
                 self._follow(monitor, now)
             except Exception:  # the others, and the service, must go on
                 self._parts.fault(f"the subscription of request {monitor.request}")
                 self._gone(monitor, self._request(monitor), "a fault of fastagi has ended it", now)
+        for cc in before:
+            current = self._parts.service.book.request(cc.id)
+            lost = self._parts.kept("monitor", cc.id, Monitor) is None
+            if current is not None and lost and current.state in (State.REQUESTED, State.QUEUED):
+                why = f"nobody watches {cc.callee} any more"
+                self._parts.service.apply(current, MonitorEnded("ENDED_THERE", why), now)
         after = [r for r in self._parts.service.book.requests() if r.monitor]
         self._calling = [r.id for r in after if r.state is State.CALLING]
         return before != after
@@ -144,7 +155,10 @@ class Monitors:
 
     def answered_there(self, request: int, now: float) -> bool:
         """Whether a 2xx to the CC call of this request has passed."""
-        monitor, call_id = self._parts.kept("monitor", request, Monitor), self._parts.cc_calls.get(request, "")
+        monitor, call_id = (
+            self._parts.kept("monitor", request, Monitor),
+            self._parts.cc_calls.get(request, ""),
+        )
         call = self._parts.calls[monitor.trunk].get(call_id, now) if monitor is not None else None
         return call is not None and call.answered
 
@@ -265,21 +279,21 @@ class Monitors:
             monitor = replace(monitor, called=True)
             self._keep(monitor)
         if cc.state is State.QUEUED and monitor.called:
-            self._after_a_failed_call(monitor, cc, now)
-            return
+            if not monitor.retention:
+                self._ask_anew(monitor, cc, now)
+                return
+            monitor = replace(monitor, called=False)
+            self._keep(monitor)
         if cc.state in (State.QUEUED, State.READY):
             if monitor.serves:
                 self._publish(monitor, cc, now)
             elif not monitor.renew_at:
                 self._ended(monitor, "lost", 0, None, now)
-            elif monitor.renew_at <= now:
+            elif monitor.renew_at <= now and cc.state is State.QUEUED:
                 self._subscribe(replace(monitor, renew_at=0.0), cc, now)
 
-    def _after_a_failed_call(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
-        """Where the other PBX does not retain, the place there is lost: we ask anew (RFC 6910, 4.2)."""
-        if monitor.retention:
-            self._keep(replace(monitor, called=False))
-            return
+    def _ask_anew(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
+        """The CC call has failed, and where the other PBX does not retain the place there is lost (RFC 6910, 4.2)."""
         self._unsubscribe(monitor, now)
         current = self._current(monitor)
         call = self._parts.calls[monitor.trunk].get(self._parts.cc_calls.get(cc.id, ""), now)
@@ -312,9 +326,9 @@ class Monitors:
     def _publish(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
         """Closed while the caller cannot be called, open again when he can; nothing as long as he always could."""
         p, closed = monitor.publisher, self._is_busy(cc, now)
-        wanted = publication.Content(pidf(monitor.heard.from_uri, not closed), PIDF_TYPE)
         if p is None and not closed:
             return
+        wanted = publication.Content(pidf(monitor.heard.from_uri, not closed), PIDF_TYPE)
         if p is None:
             p = self._new_publisher(monitor, cc)
             self._keep(replace(monitor, publisher=p))
@@ -329,8 +343,7 @@ class Monitors:
         """His other requests are suspended during a recall (RFC 6910, 6.3), and this one in the pause after one."""
         if cc.suspended or (cc.state is State.QUEUED and now < cc.retry_at):
             return True
-        others = self._parts.service.book.requests()
-        return any(r.caller == cc.caller and r.id != cc.id and r.state in TURN for r in others)
+        return any(r.caller == cc.caller and r.id != cc.id for r in self._in_turn)
 
     def _new_publisher(self, monitor: Monitor, cc: CcRequest) -> Publisher:
         trunk = self._parts.trunks[monitor.trunk]
@@ -445,7 +458,7 @@ class Monitors:
 
     def _ended(self, monitor: Monitor, reason: str, status: int, retry_at: float | None, now: float) -> None:
         cc = self._request(monitor)
-        if cc is None or monitor.serves or cc.state is State.CALLING:
+        if cc is None or monitor.serves or monitor.renew_at or cc.state is State.CALLING:
             return
         if cc.state is State.REQUESTED:
             word, why = REFUSED.get(

@@ -52,6 +52,8 @@ class Parts:
     """The monitor URIs given out lately: trunk and Call-ID, by their user part."""
     cc_calls: OrderedDict[int, str] = field(default_factory=OrderedDict)
     """The Call-IDs of our CC calls that went out lately, by request."""
+    started: bool = False
+    """What the store remembers has been loaded."""
     _service: CompletionService | None = None
 
     @property
@@ -67,6 +69,7 @@ class Parts:
     def remember(memory: OrderedDict[K, V], key: K, value: V) -> None:
         """One more, and the oldest no longer."""
         memory[key] = value
+        memory.move_to_end(key)
         if len(memory) > MEMORY:
             memory.popitem(last=False)
 
@@ -87,6 +90,13 @@ class Parts:
         if call is not None:
             heard = Heard(call.from_uri, call.to_uri, call.uri, call.monitors)
             self.service.book.put_kept(kind, str(offer), heard)  # nothing follows from it yet
+
+    def later(self, effect: Callable[[], None]) -> None:
+        """Once the turn is saved; at once while we start, when nothing can be taken back."""
+        if self._service is None or not self.started:
+            effect()
+        else:
+            self.service.after(effect)
 
     def keep(self, kind: str, key: int | str, value: Kept | None) -> None:
         if self.service.book.kept[kind].get(str(key)) is not value:

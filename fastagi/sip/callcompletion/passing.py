@@ -89,9 +89,9 @@ class Passing:
 
     def _to_nobody(self, trunk: Trunk, request: Request, uri: Uri) -> str | Response:
         """A URI of ours whose request is over: its caller may be late, so he gets whom he wanted."""
-        offer = self._agents.offer_of_user(uri.user)
-        if offer is not None and offer.agent == trunk.name:
-            return self._lead(trunk.name, Side.PEER, request, str(Uri.of(offer.callee, *trunk.asterisk)))
+        callee = self._agents.late(trunk.name, uri.user)
+        if callee:
+            return self._lead(trunk.name, Side.PEER, request, str(Uri.of(callee, *trunk.asterisk)))
         return request.response(404, tag=stateless_tag(request))
 
     def _from_asterisk(self, trunk: str, request: Request, uri: Uri, now: float) -> str | Response | None:
@@ -136,21 +136,21 @@ class Passing:
         known = (trunk.name, call_id) in self._cc_calls
         if known or (call is None and self._agents.call_over(trunk.name, call_id)):
             self._cc_call_answered(trunk.name, response)
-            if self._agents.offer_of(call_id) is None:
+            if self._agents.offer_of(trunk.name, call_id) is None:
                 return ()  # an offer in it would open another request: chan_sip does that
-        m = self._offered_as(call, response) if trunk.call_info else ""
+        m = self._offered_as(trunk.name, call, response) if trunk.call_info else ""
         if not m:
             return ()
-        user = self._parts.names.monitor(call_id)
+        user = self._parts.names.monitor(trunk.name, call_id)
         self._parts.remember(self._parts.minted, user, (trunk.name, call_id))
         return (("Call-Info", call_info(our_uri(trunk, user), m)),)
 
-    def _offered_as(self, call: Call | None, response: Response) -> str:
+    def _offered_as(self, trunk: str, call: Call | None, response: Response) -> str:
         """The ``m`` of what is, or may come to be, on offer of this call; empty: nothing."""
         status = response.status
         if status == 100 or 200 <= status < 400 or status in (401, 407):
             return ""
-        offer = self._agents.offer_of(response.call_id)
+        offer = self._agents.offer_of(trunk, response.call_id)
         if offer is not None:
             return SERVICE_M[offer.service] if offer.service is not None else ""
         if call is None or call.outgoing or (status > 199 and status != 487):
@@ -167,17 +167,19 @@ class Passing:
 
     def _cc_call_answered(self, trunk: str, response: Response) -> None:
         """How the CC call of a caller beyond the trunk went; a failed one the dialplan may have told already."""
-        if response.status < 200 or response.status in (401, 407, 482):  # 482: another fork of it lives
+        status = response.status
+        # It goes on elsewhere, or with a password; 482: another fork of it lives.
+        if status < 200 or 300 <= status < 400 or status in (401, 407, 482):
             return
         call_id = response.call_id
         self._cc_calls.pop((trunk, call_id), None)
-        status, cause = _outcome(response)
+        dialstatus, cause = _outcome(response)
 
         def work(now: float) -> object:
             recall_id = self._agents.call_over(trunk, call_id)
             if not recall_id:
                 raise Refused("RECALL_UNKNOWN", "this CC call is over already")
-            return self._parts.service.call_ended(recall_id, status, cause, now)
+            return self._parts.service.call_ended(recall_id, dialstatus, cause, now)
 
         self._parts.service.event(work, keep=True)
 

@@ -22,22 +22,26 @@ SERVICE_M: Final = {Service.CCBS: "BS", Service.CCNR: "NR", Service.CCNL: "NL"}
 """The ``m`` of each service (RFC 6910, 12.3)."""
 
 
+LONGEST_WAIT: Final = 300.0
+"""Seconds beyond which nothing that the other PBX asked us to wait with is waited for after a restart."""
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """The user parts of our URIs: nobody can guess them, and they are the same after a restart."""
 
     secret: str
 
-    def monitor(self, call_id: str) -> str:
+    def monitor(self, trunk: str, call_id: str) -> str:
         """Of the monitor URI of one call, by its Call-ID alone: the same in every response to it."""
-        return f"ccm-{self._hash('monitor', call_id)}"
+        return f"ccm-{self._hash('monitor', trunk, call_id)}"
 
     def call(self, request: int) -> str:
         """Of the cc-URI of one request."""
         return f"ccc-{self._hash('call', str(request))}"
 
-    def _hash(self, kind: str, what: str) -> str:
-        words = f"{kind}\0{what}".encode("utf-8", "surrogateescape")
+    def _hash(self, *what: str) -> str:
+        words = "\0".join(what).encode("utf-8", "surrogateescape")
         return hmac.digest(self.secret.encode(), words, "sha256").hex()[:32]
 
     def to_json(self) -> str:
@@ -92,6 +96,13 @@ class Agent:
     says_closed: bool = False
     """What is published of him."""
     open_since: float = 0.0
+
+    def cut(self, now: float) -> Agent:
+        """As it is taken up again: no instant of the past is in the future, whatever the clock was once."""
+        n = self.notifier
+        sent_at = tuple(min(at, now) for at in n.sent_at)
+        notifier = replace(n, sent_at=sent_at, not_before=min(n.not_before, now + LONGEST_WAIT))
+        return replace(self, notifier=notifier, open_since=min(self.open_since, now))
 
     def closed(self, now: float) -> bool:
         """Whether he is suspended; a ``closed`` whose time is over counts as ``open``."""
@@ -176,6 +187,10 @@ class Monitor:
     renew_at: float = 0.0
     """When we do so next; 0: there is no need."""
 
+    def cut(self, now: float) -> Monitor:
+        """As `Agent.cut`."""
+        return replace(self, renew_at=min(self.renew_at, now + LONGEST_WAIT))
+
     @property
     def serves(self) -> bool:
         return any(fork.serves for fork in self.forks)
@@ -187,7 +202,7 @@ class Monitor:
 
     @property
     def ready(self) -> bool:
-        return any(fork.ready for fork in self.forks)
+        return any(fork.ready and fork.serves for fork in self.forks)
 
     @property
     def retention(self) -> bool:
@@ -198,7 +213,7 @@ class Monitor:
 
     def used(self) -> Monitor:
         """A turn has begun: its ready is used up."""
-        chosen = next(place for place, fork in enumerate(self.forks) if fork.ready)
+        chosen = next(place for place, fork in enumerate(self.forks) if fork.ready and fork.serves)
         return replace(self, chosen=chosen, forks=tuple(replace(f, ready=False) for f in self.forks))
 
     def to_json(self) -> str:
