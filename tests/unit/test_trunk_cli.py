@@ -542,13 +542,13 @@ class Host:
             except OSError:
                 return
             message = parse(data)
+            with self._came:  # before it is answered: whoever has the answer may look at once
+                self.seen.append(message)
+                self._came.notify_all()
             status = self.status(message) if isinstance(message, Request) else 0
             if isinstance(message, Request) and status:
                 answer = message.response(status, headers=self.headers, tag="peer")
                 self.socket.sendto(answer.to_bytes(), source)
-            with self._came:
-                self.seen.append(message)
-                self._came.notify_all()
 
     def wait(self, count: int) -> list[Request | Response]:
         """All that came, once it is so many."""
