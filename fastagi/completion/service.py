@@ -526,9 +526,8 @@ class CompletionService:
             in_use = Presence.IN_USE in map(self._levels.get, request.callee_devices)
             return self.apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
         done = self.apply(request, machine.CallCompleted(), now)
-        own = (
-            [] if request.agent else self.book.offers_of(request.caller)
-        )  # who has no name shares his with others
+        # Who is beyond a trunk and has no name shares his with others.
+        own = [] if request.agent else self.book.offers_of(request.caller)
         for offer in [o for o in own if o.callee == request.callee]:
             # He has what he asked for: *30 right after it must not ring both once more.
             self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))

@@ -176,9 +176,8 @@ class Agents:
         """A SUBSCRIBE (RFC 6910, 7.2, 9.7); raises `No`."""
         agent = self._of_dialog(trunk, request)
         if agent is not None:
-            if (
-                request.expires == 0
-            ):  # the last word is queued, whatever it was: there are PBXs that heed no other
+            if request.expires == 0:
+                # The last word is queued, whatever it was: there are PBXs that heed no other.
                 last = self._content(agent.trunk, agent.call_user, ready=False)
                 agent = replace(agent, notifier=replace(agent.notifier, content=last))
             return self._step(agent, Subscribe(request), now)

@@ -66,9 +66,8 @@ class Monitors:
         self._parts = parts
         self._offers: dict[str, int] = {}  # by the Call-ID of the call that went out
         self._in_turn: list[CcRequest] = []
-        self._calling: list[
-            int
-        ] = []  # the requests whose CC call may be under way: every INVITE asks for them
+        # The requests whose CC call may be under way: every INVITE asks for them.
+        self._calling: list[int] = []
 
     # Inside a turn: what the rules tell and ask
 
