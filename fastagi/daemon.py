@@ -161,14 +161,15 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     offers, requests, last_id = store.load()
     _remove_leftovers(spool.spool, requests)
     # Before anything is begun: a server that cannot listen rings nobody.
+    # First the trunks: where the AGI port answers, calls pass.
+    for link in links.values():
+        link.start()
     try:
         port: Any = listen(reactor, config.listen_host, config.listen_port, server)
     except CannotListenError as error:
         where = f"{config.listen_host}:{config.listen_port}"
         raise ConfigError([f"nobody can listen on {where}: {error.socketError.strerror}"]) from error
     stop_control = control.listen(reactor, config.control, service, beyond.probe)
-    for link in links.values():
-        link.start()
     spool.start()
     service.start(offers, requests, last_id, store.kept())
     # Said when it is true that a signal stops us in order.
