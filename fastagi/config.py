@@ -33,6 +33,7 @@ from fastagi.completion.model import (
     Settings,
     device,
     devices,
+    hint,
     number,
 )
 from fastagi.directory import Directory, Pattern
@@ -101,7 +102,12 @@ def _config(file: "_File") -> Config:
     defaults = replace(_BUILT_IN, **chosen(file.defaults))
     entries = {
         key: Extension(
-            Number(key), replace(defaults, **chosen(entry)), entry.name, entry.device, entry.dialstring
+            Number(key),
+            replace(defaults, **chosen(entry)),
+            entry.name,
+            entry.device,
+            entry.dialstring,
+            entry.hint,
         )
         for key, entry in file.extensions.items()
     }
@@ -201,6 +207,30 @@ def _dialstring(value: object) -> str:
         raise ValueError("no dial string")
     if not all(map(_DIALSTRING_PART.fullmatch, text.split("&"))):
         raise ValueError("no dial string")
+    return text
+
+
+def _offer_digit(value: object) -> str:
+    text = _text(value)
+    if text != "off" and not re.fullmatch(r"[0-9*#]", text, re.ASCII):
+        raise ValueError("no digit")
+    return text
+
+
+def _alert_info(value: object) -> str:
+    """What stands in a SIP header, by way of a dialplan variable."""
+    text = _text(value)
+    if len(text) > 200 or not text.isascii() or not text.isprintable() or set(text) & set(",$\"'`\\()"):
+        raise ValueError("no Alert-Info")
+    return text
+
+
+def _hint(value: object) -> str:
+    text = _text(value)
+    try:
+        hint(text)
+    except Invalid as error:
+        raise ValueError(str(error)) from None
     return text
 
 
@@ -334,6 +364,7 @@ _Few = Annotated[_Count, Field(ge=1, le=10_000)]
 _Policy = Annotated[
     Literal["generic", "never"], BeforeValidator(_text), Field(description="generic or never")
 ]
+_CALLER_ID_NAME = 'a text of at most 80 printable characters without ", <, > and \\'
 _Path = Annotated[Path, PlainValidator(_path), Field(description="an absolute path")]
 _Networks = Annotated[
     list[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]],
@@ -376,6 +407,17 @@ class _Asterisk(_Section):
     recall: Annotated[Literal["callfile"], BeforeValidator(_text), Field(description="callfile")] = "callfile"
 
 
+_DevState = Annotated[
+    Literal[
+        "UNKNOWN", "NOT_INUSE", "INUSE", "BUSY", "INVALID", "UNAVAILABLE", "RINGING", "RINGINUSE", "ONHOLD"
+    ],
+    BeforeValidator(_text),
+    Field(
+        description="UNKNOWN, NOT_INUSE, INUSE, BUSY, INVALID, UNAVAILABLE, RINGING, RINGINUSE or ONHOLD"
+    ),
+]
+
+
 class _Settings(_Section):
     cc_offer_timer: _Timer = _BUILT_IN.cc_offer_timer
     cc_recall_timer: Annotated[_Seconds, Field(ge=1, le=600)] = _BUILT_IN.cc_recall_timer
@@ -389,6 +431,32 @@ class _Settings(_Section):
     poll_interval: Annotated[_Seconds, Field(ge=0.05, le=60)] = _BUILT_IN.poll_interval
     ccbs_available_timer: _Timer = _BUILT_IN.ccbs_available_timer
     ccnr_available_timer: _Timer = _BUILT_IN.ccnr_available_timer
+    monitor: Annotated[
+        Literal["device", "hint"], BeforeValidator(_text), Field(description="device or hint")
+    ] = "device"
+    cc_offer_digit: Annotated[
+        str, PlainValidator(_offer_digit), Field(description="off, or one of 0-9 * #,")
+    ] = _BUILT_IN.cc_offer_digit
+    cc_offer_repeat: Annotated[_Count, Field(ge=1, le=10)] = _BUILT_IN.cc_offer_repeat
+    cc_offer_wait: Annotated[_Seconds, Field(ge=1, le=30)] = _BUILT_IN.cc_offer_wait
+    cc_recall_prefix: Annotated[str, PlainValidator(_name), Field(description=_CALLER_ID_NAME)] = ""
+    cc_recall_alert_info: Annotated[
+        str,
+        PlainValidator(_alert_info),
+        Field(description="a text of at most 200 printable ASCII characters without , $ \" ' ` \\ ( and ),"),
+    ] = ""
+    cc_recall_announce: Annotated[
+        Literal["off", "beep", "number"], BeforeValidator(_text), Field(description="off, beep or number")
+    ] = "off"
+    cc_available_devstate: _DevState = "NOT_INUSE"
+    cc_offered_devstate: _DevState = "NOT_INUSE"
+    cc_caller_requested_devstate: _DevState = "NOT_INUSE"
+    cc_active_devstate: _DevState = "INUSE"
+    cc_callee_ready_devstate: _DevState = "INUSE"
+    cc_caller_busy_devstate: _DevState = "ONHOLD"
+    cc_recalling_devstate: _DevState = "RINGING"
+    cc_complete_devstate: _DevState = "NOT_INUSE"
+    cc_failed_devstate: _DevState = "NOT_INUSE"
 
 
 class _Defaults(_Settings):
@@ -401,7 +469,7 @@ class _Entry(_Settings):
     name: Annotated[
         str,
         PlainValidator(_name),
-        Field(description='a text of at most 80 printable characters without ", <, > and \\'),
+        Field(description=_CALLER_ID_NAME),
     ] = ""
     device: Annotated[
         tuple[Device, ...],
@@ -418,6 +486,11 @@ class _Entry(_Settings):
             description="TECHNOLOGY/RESOURCE, or several joined by &, at most 400 printable ASCII characters"
             " without blanks, quotes and , ; $ \\,"
         ),
+    ] = ""
+    hint: Annotated[
+        str,
+        PlainValidator(_hint),
+        Field(description="<number>@<context>, as 2000@from-internal,"),
     ] = ""
 
 

@@ -177,7 +177,13 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
         return _retained(offer)
     if offer.service is None:
         return {"CC_OFFERED": "0", "CC_REASON": offer.reason}
-    return {"CC_OFFERED": "1", "CC_SERVICE": offer.service, "CC_OFFER_ID": str(offer.id)}
+    recorded = {"CC_OFFERED": "1", "CC_SERVICE": offer.service, "CC_OFFER_ID": str(offer.id)}
+    if offer.agent:
+        return recorded  # he asks at his own PBX
+    how = service.settings(offer.caller)
+    digit = "" if how.cc_offer_digit == "off" else how.cc_offer_digit
+    prompt = {"CC_OFFER_REPEAT": str(how.cc_offer_repeat), "CC_OFFER_WAIT": f"{how.cc_offer_wait:g}"}
+    return {**recorded, "CC_OFFER_DIGIT": digit, **prompt}
 
 
 def _retained(over: Request) -> Variables:
@@ -189,6 +195,10 @@ async def request(session: Session, service: CompletionService, ask: Ask) -> Var
     if session.hung_up:  # he was told that it failed, and has gone
         raise Refused("UNSPECIFIED", "the caller was gone before he could be told")
     place: Place = await ask(service.ask, _caller(session.call.channel), _wanted(session.call))
+    return await _placed(place, service, ask)
+
+
+async def _placed(place: Place, service: CompletionService, ask: Ask) -> Variables:
     if place.request.state is State.REQUESTED:
         await ask(service.accepted, place.request.id)
     return {
@@ -201,13 +211,36 @@ async def request(session: Session, service: CompletionService, ask: Ask) -> Var
 async def cancel(session: Session, service: CompletionService, ask: Ask) -> Variables:
     """1 extension, if not that of the latest request."""
     await ask(service.cancel, _caller(session.call.channel), _wanted(session.call))
-    return {"CC_CANCEL_RESULT": "SUCCESS", "CC_CANCEL_REASON": ""}
+    return _CANCELLED
+
+
+_CANCELLED = {"CC_CANCEL_RESULT": "SUCCESS", "CC_CANCEL_REASON": ""}
+
+
+async def cancelall(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """Takes back all that this caller waits for."""
+    ended: list[Request] = await ask(service.cancel_all, _caller(session.call.channel))
+    return {**_CANCELLED, "CC_CANCELLED": str(len(ended))}
+
+
+async def toggle(session: Session, service: CompletionService, ask: Ask) -> Variables:
+    """The lamp key: 1 the extension whose key it is."""
+    if session.hung_up:
+        raise Refused("UNSPECIFIED", "the caller was gone before he could be told")
+    done: Place | Request = await ask(service.toggle, _caller(session.call.channel), _wanted(session.call))
+    if isinstance(done, Place):
+        return {"CC_TOGGLE": "request", **await _placed(done, service, ask)}
+    return {"CC_TOGGLE": "cancel", **_CANCELLED}
 
 
 async def status(session: Session, service: CompletionService, ask: Ask) -> Variables:
-    """How many requests of this caller are open, and for whom, oldest first."""
-    pending: list[Request] = await ask(service.pending, _caller(session.call.channel))
-    return {"CC_PENDING": str(len(pending)), "CC_PENDING_LIST": ",".join(r.callee for r in pending[:20])}
+    """What this caller waits for, oldest first: how many, for whom, and his place in the queue of each."""
+    pending: list[Place] = await ask(service.pending, _caller(session.call.channel))
+    return {
+        "CC_PENDING": str(len(pending)),
+        "CC_PENDING_LIST": ",".join(place.request.callee for place in pending[:20]),
+        "CC_PENDING_PLACES": ",".join(str(place.position) for place in pending[:20]),
+    }
 
 
 async def recall(session: Session, service: CompletionService, ask: Ask) -> Variables:
@@ -217,12 +250,13 @@ async def recall(session: Session, service: CompletionService, ask: Ask) -> Vari
     dial = plan.caller.dialstring or "&".join([await _contacts(session, d) for d in plan.devices])
     if len(dial) > LONGEST_DIAL:
         dial = "&".join(plan.devices)
-    who = plan.callee.name or plan.callee.number
+    who, how = plan.callee.name or plan.callee.number, plan.caller.settings
     return {
         "CC_DIAL": dial,
         "CC_RING": f"{plan.ring:g}",
         "CC_CID_NUM": plan.callee.number,
-        "CC_CID_NAME": f"{who} (callback)",
+        "CC_CID_NAME": f"{how.cc_recall_prefix}{who}" if how.cc_recall_prefix else f"{who} (callback)",
+        "CC_ALERT_INFO": how.cc_recall_alert_info,
     }
 
 
@@ -257,6 +291,7 @@ async def answered(session: Session, service: CompletionService, ask: Ask) -> Va
         "CC_CALLER_NAME": target.caller.name,
         "CC_CALLER_ENDPOINT": target.device.removeprefix("PJSIP/"),
         "CC_VIA": target.endpoint,
+        "CC_ANNOUNCE": target.caller.settings.cc_recall_announce,
     }
 
 
@@ -281,6 +316,8 @@ ROUTES: dict[str, Script] = {
     "record": record,
     "request": request,
     "cancel": cancel,
+    "cancelall": cancelall,
+    "toggle": toggle,
     "status": status,
     "recall": recall,
     "recallfailed": recallfailed,
@@ -293,7 +330,10 @@ _NO: dict[str, Callable[[str], Variables]] = {
     "record": lambda reason: {"CC_OFFERED": "0", "CC_REASON": reason},
     "request": lambda reason: {"CC_REQUEST_RESULT": "FAIL", "CC_REQUEST_REASON": reason},
     "cancel": lambda reason: {"CC_CANCEL_RESULT": "FAIL", "CC_CANCEL_REASON": reason},
-    "status": lambda reason: {"CC_PENDING": "", "CC_PENDING_LIST": ""},  # not known is not none
+    "cancelall": lambda reason: {"CC_CANCEL_RESULT": "FAIL", "CC_CANCEL_REASON": reason, "CC_CANCELLED": "0"},
+    "toggle": lambda reason: {"CC_TOGGLE": "", "CC_REQUEST_RESULT": "FAIL", "CC_REQUEST_REASON": reason},
+    # Not known is not none.
+    "status": lambda reason: {"CC_PENDING": "", "CC_PENDING_LIST": "", "CC_PENDING_PLACES": ""},
     "recall": lambda reason: {"CC_DIAL": ""},
     "recallfailed": lambda reason: {},
     "answered": lambda reason: {"CC_GO": "0", "CC_GO_REASON": reason},

@@ -124,7 +124,7 @@ class CallCompleted:
 
 @dataclass(frozen=True, slots=True)
 class CallFailed:
-    """The CC call was not answered; ``callee_in_use``: his device was then seen in use."""
+    """The CC call was not answered; ``callee_in_use``: his devices were then seen in use, none idle."""
 
     dialstatus: str
     cause: int
@@ -231,6 +231,7 @@ def _asked(r: Request, e: Asked, now: float, p: Policy) -> Step:
         service_ends=now + p.service_timer(r.service),
         recall_ends=now + ACCEPT_WITHIN if r.monitor else 0.0,
         sign_needed=r.service is Service.CCNR and not r.monitor,
+        idle_after=now if r.service is Service.CCNR else 0.0,
     )
     return Step(new, f"{r.caller} asked to be called back by {r.callee}, who {r.why}")
 
@@ -354,7 +355,9 @@ def _call_failed(r: Request, e: CallFailed, now: float, p: Policy) -> Step:
     # "Not registered" while his device may read idle: a pause, lest it come round at once.
     retry_at = now + p.caller.cc_retry_timer if service is Service.CCNL else 0.0
     why += f": {r.caller} keeps his place"
-    return _counted(r, now, p, why, service=service, sign_needed=sign_needed, retry_at=retry_at)
+    return _counted(
+        r, now, p, why, service=service, sign_needed=sign_needed, idle_after=now, retry_at=retry_at
+    )
 
 
 def _call_lost(r: Request, e: CallLost, now: float, p: Policy) -> Step:

@@ -17,6 +17,7 @@ Context = NewType("Context", str)
 
 _NUMBER = re.compile(r"[0-9*#+]{1,40}", re.ASCII)
 _DEVICE = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}", re.ASCII)
+_HINT = re.compile(r"[0-9*#+]{1,40}@[A-Za-z0-9_.-]{1,79}", re.ASCII)
 _CONTEXT = re.compile(r"[A-Za-z0-9_.-]{1,79}", re.ASCII)
 
 
@@ -46,6 +47,19 @@ def devices(text: str) -> tuple[Device, ...]:
     if len(parts) > 8:
         raise Invalid(f"{text[:60]!r} names {len(parts)} devices: at most 8 are allowed")
     return tuple(device(part) for part in parts)
+
+
+HINT = "Hint:"
+
+
+def hint(text: str) -> Device:
+    """``2000@from-internal``, whose hint says if somebody is free, as a device; raises `Invalid`."""
+    if not _HINT.fullmatch(text):
+        raise Invalid(
+            f"{text[:60]!r} is no hint: <number>@<context> of 1 to 40 of 0-9 * # + and 1 to 79 letters, digits,"
+            " _ . or - is allowed"
+        )
+    return Device(HINT + text)
 
 
 def context(text: str) -> Context:
@@ -113,8 +127,27 @@ class Settings:
     cc_monitor_policy: str = "generic"
     cc_guard_timer: float = 0
     poll_interval: float = 0.5
+    monitor: str = "device"
+    """What says if he is free: his ``device``, or a ``hint``."""
     ccbs_available_timer: float = 4800
     ccnr_available_timer: float = 7200
+    cc_offer_digit: str = "off"
+    """The digit by which he asks while he hears that the call has failed; off: he is not told."""
+    cc_offer_repeat: int = 2
+    cc_offer_wait: float = 4
+    cc_recall_prefix: str = ""
+    cc_recall_alert_info: str = ""
+    cc_recall_announce: str = "off"
+    """What he hears before the callee is dialled: off, beep, or the callee's number."""
+    cc_available_devstate: str = "NOT_INUSE"
+    cc_offered_devstate: str = "NOT_INUSE"
+    cc_caller_requested_devstate: str = "NOT_INUSE"
+    cc_active_devstate: str = "INUSE"
+    cc_callee_ready_devstate: str = "INUSE"
+    cc_caller_busy_devstate: str = "ONHOLD"
+    cc_recalling_devstate: str = "RINGING"
+    cc_complete_devstate: str = "NOT_INUSE"
+    cc_failed_devstate: str = "NOT_INUSE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +170,8 @@ class Extension:
     """The devices an entry names; empty: PJSIP/<number> as a caller, the dialled endpoint as a callee."""
     dialstring: str = ""
     """What rings this extension at a recall; empty: every contact of its devices."""
+    hint: str = ""
+    """<number>@<context> of its hint; empty: its number in the context of the call."""
 
 
 RECALL_GRACE = 15.0
@@ -207,6 +242,8 @@ class Request:
     suspended: bool = False
     sign_needed: bool = False
     """The callee must first be seen in use: no reply so far, or busy while his device read idle."""
+    idle_after: float = 0
+    """Of several devices, while one is in use, only those count as free that became idle after this instant."""
     retry_at: float = 0
     """While QUEUED: not selected before this instant."""
     recalls: int = 0

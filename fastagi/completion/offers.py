@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from fastagi.completion import machine
 from fastagi.completion.book import Book
-from fastagi.completion.model import Context, Device, Extension, Limits, Number, Offer, Service
+from fastagi.completion.model import Context, Device, Extension, Limits, Number, Offer, Service, hint
 from fastagi.completion.ports import Beyond, Directory
 from fastagi.errors import Refused
 
@@ -79,13 +79,16 @@ class Offers:
             return old
         callee = self._directory.extension(call.callee)
         monitor = self._beyond.trunk(Device(call.through)) if call.through else ""
-        devices = () if monitor else callee.devices or call.devices
+        watched = () if monitor or not call.callee else self._watched(call, callee)
+        devices = tuple(d for d in watched if d not in (call.caller, *caller.devices))
         service = machine.service_of(call.dialstatus, call.cause)
         if monitor and call.callee:
             dialled = call.dialled or call.callee
             call_out = call.call_out or self._beyond.call_id(monitor, True, dialled, caller.number)
             service = self._beyond.service(monitor, call_out, service)
-        reason = self._not_offered(call, caller, callee, devices, monitor, service)
+        reason = self._not_offered(call, caller, callee, bool(watched or monitor), service)
+        if not reason and (callee.number == caller.number or (watched and not devices)):
+            reason = "CALLER_IS_CALLEE"
         self._make_room(caller.number, now)
         offer = Offer(
             id=self._book.new_id(),
@@ -114,8 +117,7 @@ class Offers:
         call: FailedCall,
         caller: Extension,
         callee: Extension,
-        devices: tuple[Device, ...],
-        monitor: str,
+        watchable: bool,
         service: Service | None,
     ) -> str:
         """Why this call is not offered; empty: it is. ``service`` beyond a trunk is what is offered there."""
@@ -130,11 +132,16 @@ class Offers:
             return "CALLER_POLICY_NEVER"
         if callee.settings.cc_monitor_policy == "never":
             return "CALLEE_POLICY_NEVER"
-        if service is None or not (devices or monitor):
-            return NOT_WATCHABLE
-        if set(devices) & {call.caller, *caller.devices}:
-            return "CALLER_IS_CALLEE"
-        return ""
+        return "" if service and watchable else NOT_WATCHABLE
+
+    @staticmethod
+    def _watched(call: FailedCall, callee: Extension) -> tuple[Device, ...]:
+        """What says if the callee is free: his hint, or those of his devices that the call has rung."""
+        if callee.settings.monitor == "hint":
+            return (hint(callee.hint or f"{callee.number}@{call.context}"),)
+        if not callee.devices or set(callee.devices) & set(call.devices):
+            return call.devices
+        return callee.devices
 
     def offered_late(self, id: int, now: float) -> None:
         """The other PBX has offered this call after it was recorded as one it does not offer."""

@@ -3,15 +3,31 @@
 A request's turn comes when its callee is free, its caller is free, and nobody else's turn uses one of
 their devices. A caller who is not free is passed over (RFC 6910, section 7.3, leaves the policy to us:
 oldest eligible first, one at a time).
+
+A caller is free when none of his devices is in use. A callee of several devices (a desk phone and a cordless
+one, a ring group) is free when one of them is idle: it can ring. But where he did not answer, or the last
+turn failed, an idle one that was idle then says nothing: until nobody talks any more, only one that has been
+put down since counts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from fastagi.completion.model import TURN, Device, Presence, Request, State, together
 
-Look = Callable[[Device], Presence | None]
-"""What a device was last seen to be; None: not read, or not watched."""
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is known of the devices at an instant."""
+
+    look: Callable[[Device], Presence | None]
+    """What a device was last seen to be; None: not read, or not watched."""
+    since: Callable[[Device], float]
+    """When it became idle; 0: it was so when first looked at."""
+    guard: Callable[[Request], float]
+    """Seconds that this request's callee is left alone once he is free."""
+    now: float
 
 
 class Verdict(Enum):
@@ -25,38 +41,55 @@ class Verdict(Enum):
     """The callee, who was awaited to use his phone, does."""
 
 
-def ready(request: Request, look: Look, rested: Callable[[Request], bool], now: float) -> bool:
-    """Whether the callee's side allows a recall now; ``rested``: his guard time is over."""
-    return (
-        not request.sign_needed
-        and request.retry_at <= now
-        and together(map(look, request.callee_devices)) is Presence.IDLE
-        and rested(request)
-    )
+def rested(request: Request, view: View) -> float | None:
+    """When the callee's devices have let him be free long enough; None: he is not free."""
+    levels = {device: view.look(device) for device in request.callee_devices}
+    if None in levels.values():
+        return None
+    since = [view.since(device) for device, presence in levels.items() if presence is Presence.IDLE]
+    if not {Presence.IN_USE, Presence.RINGING} & set(levels.values()):
+        return max(since, default=None)
+    return min((at for at in since if at > request.idle_after or not request.idle_after), default=None)
 
 
-def select(
-    requests: Sequence[Request], look: Look, rested: Callable[[Request], bool], now: float
-) -> tuple[Request, Verdict] | None:
+def ready(request: Request, view: View) -> bool:
+    """Whether the callee's side allows a recall now."""
+    if request.sign_needed or request.retry_at > view.now:
+        return False
+    since = rested(request, view)
+    return since is not None and since + view.guard(request) <= view.now
+
+
+def parties(request: Request) -> set[str]:
+    """Who and what a turn of this request takes: devices, and the numbers of those who are of this PBX."""
+    taken: set[str] = {*request.caller_devices, *request.callee_devices}
+    if not request.agent:
+        taken.add(request.caller)
+    if not request.monitor:
+        taken.add(request.callee)
+    return taken
+
+
+def select(requests: Sequence[Request], view: View) -> tuple[Request, Verdict] | None:
     """The first thing to be done about ``requests`` (open ones, oldest first), or None.
 
     To be called again after each verdict was carried out, until it says None. Devices of a turn under
     way are taken, on either side. A request whose caller was not read yet holds its place: nobody
     younger is served before it is known whether he is free.
     """
-    taken = {d for r in requests if r.state in TURN for d in (*r.caller_devices, *r.callee_devices)}
+    taken = {party for r in requests if r.state in TURN for party in parties(r)}
     for request in requests:
         if request.state is not State.QUEUED:
             continue
-        if request.sign_needed and Presence.IN_USE in map(look, request.callee_devices):
+        if request.sign_needed and Presence.IN_USE in map(view.look, request.callee_devices):
             return request, Verdict.SIGN_OF_LIFE
-        caller = together(map(look, request.caller_devices))
+        caller = together(map(view.look, request.caller_devices))
         if request.suspended:
             if caller is Presence.IDLE:
                 return request, Verdict.RESUME
             continue
-        both = {*request.caller_devices, *request.callee_devices}
-        if taken & both or not ready(request, look, rested, now):
+        both = parties(request)
+        if taken & both or not ready(request, view):
             continue
         if caller is Presence.IDLE:
             return request, Verdict.SELECT
@@ -66,9 +99,7 @@ def select(
     return None
 
 
-def watched(
-    requests: Iterable[Request], look: Look, rested: Callable[[Request], bool], now: float
-) -> Iterator[tuple[Device, bool]]:
+def watched(requests: Iterable[Request], view: View) -> Iterator[tuple[Device, bool]]:
     """The devices somebody waits for, each with True for a callee's, False for a caller's.
 
     A caller is looked at only when it matters: while he is passed over, and when his turn has come.
@@ -76,6 +107,6 @@ def watched(
     for request in requests:
         for device in request.callee_devices:
             yield device, True
-        if request.state is State.QUEUED and (request.suspended or ready(request, look, rested, now)):
+        if request.state is State.QUEUED and (request.suspended or ready(request, view)):
             for device in request.caller_devices:
                 yield device, False

@@ -22,6 +22,7 @@ from fastagi.completion.model import (
     Presence,
     Request,
     Service,
+    Settings,
     State,
 )
 from fastagi.completion.offers import OFFER_MEMORY, FailedCall, Offers
@@ -170,9 +171,25 @@ class CompletionService:
         """The operator takes back any request; answers the `Request`."""
         self.event(lambda now: self._apply_id(id, machine.Cancelled("the operator"), now), done)
 
+    def cancel_all(self, caller: Device, done: Done) -> None:
+        """Take back all requests of his that are not being talked through; answers the `Request` of each."""
+        self.event(lambda now: self._cancel_all(caller, now), done)
+
+    def toggle(self, caller: Device, key: Number | None, done: Done) -> None:
+        """His lamp key: ask if his latest call is on offer, else take back; answers a `Place` or a `Request`.
+
+        ``key``: whose lamp it is, if the key says so; that of another is refused.
+        """
+        self.event(lambda now: self._toggle(caller, key, now), done)
+
     def pending(self, caller: Device, done: Done) -> None:
-        """Answers the caller's open requests, oldest first."""
-        self.event(lambda now: self._of_caller(self._offers.who(caller).number), done)
+        """Answers the caller's open requests, oldest first, each with its `Place`."""
+
+        def work(now: float) -> object:
+            own = self._of_caller(self._offers.who(caller).number)
+            return [Place(request, self._position(request), already=True) for request in own]
+
+        self.event(work, done)
 
     def far_state(self, caller: Device, callee: Number, done: Done) -> None:
         """Answers what the PBX beyond a trunk said last of the callee he waits for: QUEUED, READY or UNKNOWN."""
@@ -241,6 +258,10 @@ class CompletionService:
         """The source of device states is gone: nothing is known until it is back."""
         self._levels.clear()
 
+    def settings(self, number: Number) -> Settings:
+        """Those of an extension."""
+        return self._directory.extension(number).settings
+
     def ring(self, request: Request) -> float:
         """Seconds that the caller rings at his recall."""
         seconds = self._directory.extension(request.caller).settings.cc_recall_timer
@@ -284,10 +305,8 @@ class CompletionService:
             self.apply(request, machine.RecallLost(why), now)
 
     def _select(self, now: float) -> None:
-        def rested(request: Request) -> bool:
-            return self._rested_at(request) <= now
-
-        while found := queue.select(self.book.requests(), self._look(now), rested, now):
+        view = self._view(now)
+        while found := queue.select(self.book.requests(), view):
             request, verdict = found
             match verdict:
                 case queue.Verdict.SELECT:
@@ -299,13 +318,13 @@ class CompletionService:
                 case queue.Verdict.SIGN_OF_LIFE:
                     self.apply(request, machine.SignOfLife(), now)
 
-    def _look(self, now: float) -> queue.Look:
+    def _view(self, now: float) -> queue.View:
         def look(device: Device) -> Presence | None:
             if device.startswith(FAR):
                 return self._beyond.presence(device, now)
             return self._levels.get(device)
 
-        return look
+        return queue.View(look, lambda device: self._idle_since.get(device, 0.0), self._guard, now)
 
     def _perform(self, effect: machine.Effect) -> None:
         if effect.request.agent:
@@ -317,11 +336,10 @@ class CompletionService:
                 self._agent.stop(request)
 
     def _watch(self) -> None:
-        now = self._clock.now()
+        view = self._view(self._clock.now())
         wanted: dict[Device, float] = {}
         for request in self.book.requests():
-            found = queue.watched([request], self._look(now), lambda r: self._rested_at(r) <= now, now)
-            for device, of_callee in found:
+            for device, of_callee in queue.watched([request], view):
                 if device.startswith(FAR):
                     continue
                 who = request.callee if of_callee else request.caller
@@ -342,7 +360,9 @@ class CompletionService:
             if request.state is State.QUEUED:
                 due.append(request.service_ends)
                 # What fell due while we were saving has not been looked at yet.
-                due += [at for at in (request.retry_at, self._rested_at(request)) if at > self._settled_at]
+                guard = self._guard(request)
+                rested = [self._idle_since.get(device, 0.0) + guard for device in request.callee_devices]
+                due += [at for at in (request.retry_at, *rested) if at > self._settled_at]
             else:
                 due.append(request.recall_ends)
         if self.book.offers:
@@ -351,9 +371,8 @@ class CompletionService:
             due.append(at)
         return min(due, default=None)
 
-    def _rested_at(self, request: Request) -> float:
-        guard = self._directory.extension(request.callee).settings.cc_guard_timer
-        return max(self._idle_since.get(d, 0.0) for d in request.callee_devices) + guard
+    def _guard(self, request: Request) -> float:
+        return self._directory.extension(request.callee).settings.cc_guard_timer
 
     # Inside a turn
 
@@ -494,6 +513,25 @@ class CompletionService:
             raise Refused("NO_CORE_INSTANCE", f"{caller.number} has no request{for_whom}")
         return self.apply(own[-1], machine.Cancelled(str(caller.number)), now)
 
+    def _cancel_all(self, device: Device, now: float) -> list[Request]:
+        caller = self._offers.who(device).number
+        own = [r for r in self._of_caller(caller) if r.state is not State.CALLING]
+        if not own:
+            raise Refused("NO_CORE_INSTANCE", f"{caller} has no request")
+        return [self.apply(request, machine.Cancelled(str(caller)), now) for request in own]
+
+    def _toggle(self, device: Device, key: Number | None, now: float) -> Place | Request:
+        caller = self._offers.who(device).number
+        if key not in (None, caller):
+            raise Refused("NOT_HIS_KEY", f"{caller} has pressed the key of {key}")
+        own = self._of_caller(caller)
+        latest = next(reversed(self.book.offers_of(caller)), None)
+        on_offer = latest is not None and latest.service is not None and now < latest.offer_ends
+        asked = latest is not None and latest.callee in [r.callee for r in own]
+        if (on_offer and not asked) or not any(r.state is not State.CALLING for r in own):
+            return self._ask(device, None, now)
+        return self._cancel(device, None, now)
+
     def _of_recall(self, recall_id: str) -> Request:
         request = self.book.of_recall(recall_id)
         if request is None:
@@ -523,7 +561,8 @@ class CompletionService:
             dialstatus == "CANCEL" and self._beyond.answered_there(request.id)
         )
         if not answered:
-            in_use = Presence.IN_USE in map(self._levels.get, request.callee_devices)
+            levels = set(map(self._levels.get, request.callee_devices))
+            in_use = Presence.IN_USE in levels and Presence.IDLE not in levels
             return self.apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
         done = self.apply(request, machine.CallCompleted(), now)
         # Who is beyond a trunk and has no name shares his with others.
@@ -548,6 +587,7 @@ class CompletionService:
             request,
             asked_at=min(request.asked_at, now),
             service_ends=min(request.service_ends, now + longest),
+            idle_after=min(request.idle_after, now),
             retry_at=min(request.retry_at, now + policy.caller.cc_retry_timer),
             recall_ends=min(request.recall_ends, now + turn),
         )

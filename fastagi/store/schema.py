@@ -60,3 +60,8 @@ def trunks(db: Database) -> None:
             db.table(table).add_column(column, str, not_null_default="")
     # Values of the SIP side, as JSON; saved together with the requests they belong to.
     db.table("kept").create({"kind": str, "key": str, "value": str}, pk=("kind", "key"))
+
+
+@migrations()
+def several_devices(db: Database) -> None:
+    db.table("requests").add_column("idle_after", float, not_null_default=0.0)
