@@ -20,9 +20,11 @@ from fastagi.completion.ports import Timer
 from fastagi.completion.service import CompletionService
 from fastagi.config import Config, resolved
 from fastagi.errors import ConfigError, Refused
-from fastagi.pbx.callfile import LocalAgent, Spool, SpoolThread, recall_name
+from fastagi.pbx.callfile import CallFiles, LocalAgent, Spool, SpoolThread, recall_name
 from fastagi.pbx.devicestate import DeviceStates
+from fastagi.pbx.lamp import Lamps
 from fastagi.pbx.poll import Poller
+from fastagi.pbx.watch import Watcher
 from fastagi.sip.callcompletion import CallCompletion
 from fastagi.sip.element import BRANCH, Element
 from fastagi.sip.transport import Link
@@ -115,13 +117,13 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     states = DeviceStates(
         changed=lambda seen: service.levels(seen), lost=lambda: service.levels_lost(), log=log
     )
-    poller = Poller(
-        reactor, spool, states, gone=lambda recall: service.call_gone(recall), new_token=new_id, log=log
-    )
+    lamps = Lamps(dark=lambda extension: service.lamps.dark(extension))
+    watcher = Watcher(reactor, states, lamps, gone=lambda recall: service.call_gone(recall))
+    poller = Poller(reactor, spool, watcher, new_token=new_id, log=log)
     agent = LocalAgent(
-        spool,
+        CallFiles(spool),
         ring=lambda request: service.ring(request),
-        hang_up=poller.hang_up,
+        hang_up=watcher.hang_up,
         undelivered=lambda recall, why: service.recall_undelivered(recall, why),
         log=log,
     )
@@ -132,7 +134,8 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
         clock=clock,
         directory=directory,
         agent=agent,
-        monitor=poller,
+        monitor=watcher,
+        lamp=watcher,
         limits=config.limits,
         new_recall_id=new_id,
         log=log,
@@ -171,6 +174,7 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
         raise ConfigError([f"nobody can listen on {where}: {error.socketError.strerror}"]) from error
     stop_control = control.listen(reactor, config.control, service, beyond.probe)
     spool.start()
+    watcher.changed = poller.look
     service.start(offers, requests, last_id, store.kept())
     # Said when it is true that a signal stops us in order.
     reactor.callWhenRunning(
@@ -187,6 +191,7 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
             link.element.close()
             await _maybe(link.stop())
         poller.stop()
+        watcher.stop()
         server.close()
         spool.stop()
         store.close()

@@ -11,7 +11,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from fastagi.agi.wire import Call
-from fastagi.completion.model import Device, Invalid, Number, Offer, Request, State, context, device, number
+from fastagi.completion.model import (
+    Device,
+    Invalid,
+    Number,
+    Offer,
+    Request,
+    State,
+    context,
+    device,
+    number,
+    own_device,
+)
 from fastagi.completion.offers import FailedCall
 from fastagi.completion.service import CompletionService, Place, RecallPlan, Target
 from fastagi.errors import Refused
@@ -26,7 +37,6 @@ _NOTE = re.compile(r"Local/s@cc-note-[0-9a-f]{8};[12]", re.ASCII)
 _RECALL = re.compile(r"Local/([0-9]{15})@cc-recall-[0-9a-f]{8};[12]", re.ASCII)
 _RECALL_NOTE = re.compile(r"Local/([0-9]{15})@cc-note-[0-9a-f]{8};[12]", re.ASCII)
 _UNIQUEID = re.compile(r"[A-Za-z0-9._-]{1,150}", re.ASCII)
-_ENDPOINT_LIKE = re.compile(r"[0-9+]+", re.ASCII)
 _WORD = re.compile(r"[A-Z_]{0,20}", re.ASCII)
 # One contact as PJSIP_DIAL_CONTACTS() gives it: its URI is the phone's choice, and Dial() splits at & and ,
 _CONTACT = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}/sips?:[A-Za-z0-9_.!~*%@:;=+\[\]-]{1,400}", re.ASCII)
@@ -82,19 +92,19 @@ def _cause(text: str) -> int:
     return int(text or 0)
 
 
-def _dialled(text: str, callee: Number) -> tuple[Device, ...]:
-    """The devices a dial string rings, if all of them can be watched; else none.
+def _dialled(text: str, callee: Number) -> tuple[Device, ...] | None:
+    """The devices a dial string rings, if all of them can be watched; None where there is no dial string.
 
     ``PJSIP/ep/sip:...`` and ``PJSIP/x@ep`` go through ``ep`` to somewhere else, and its state says nothing;
     but ``PJSIP/2000/sip:...`` for extension 2000 is how PJSIP_DIAL_CONTACTS() names that phone itself.
     """
-    own = device(f"PJSIP/{callee}") if _ENDPOINT_LIKE.fullmatch(callee) else None
-    found: dict[Device, None] = {}
     if not text:
-        return (own,) if own else ()
+        return None
+    found: dict[Device, None] = {}
+    own = own_device(callee) if callee else ()
     for part in text.split("&"):
-        if own and part.startswith(f"{own}/"):
-            found[own] = None
+        if own and part.startswith(f"{own[0]}/"):
+            found[own[0]] = None
             continue
         try:
             found[device(part)] = None
