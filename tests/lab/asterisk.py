@@ -233,6 +233,7 @@ class Asterisk:
         self.log = self.folder / "log/full"
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopping: subprocess.Popen[bytes] | None = None
         self._make_folders()
         self.configure("")
 
@@ -351,6 +352,11 @@ hideconnect=yes
             self._process.terminate()
         self.wait_stopped()
 
+    def stop_gracefully(self) -> None:
+        """Have it stop once no call is left, as `core stop gracefully`; does not wait for that."""
+        command = self._command("-rx", "core stop gracefully")
+        self._stopping = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
     def kill(self) -> None:
         """End it without warning, as a crash would."""
         if self.running() and self._process:
@@ -369,6 +375,9 @@ hideconnect=yes
             raise LabError(f"Asterisk did not stop within {timeout:g} s and was killed") from None
         finally:
             atexit.unregister(self.kill)
+            if self._stopping:
+                self._stopping.wait(STOP_TIMEOUT)
+                self._stopping = None
 
     def restart(self) -> None:
         """Stop and start again, in the same folder and on the same port."""
