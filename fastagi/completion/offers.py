@@ -31,9 +31,10 @@ FORGET_EVERY = 60.0
 class FailedCall:
     """What the dialplan tells of a call that was not answered.
 
-    ``devices``: those it dialled, if watchable, None where it does not tell; ``through``: the endpoint it was dialled through, and
-    ``dialled`` whom it called there; ``call_in`` and ``call_out``: its Call-IDs towards the caller and towards
-    the callee. Empty where there is none. ``caller_id`` is a mere word, of use only where no Call-ID is known.
+    ``devices``: those it dialled, if watchable, None where it does not tell; ``through``: the endpoint it was
+    dialled through, and ``dialled`` whom it called there; ``call_in`` and ``call_out``: its Call-IDs towards the
+    caller and towards the callee. Empty where there is none. ``caller_id`` is a mere word, of use only where no
+    Call-ID is known.
     """
 
     caller: Device

@@ -32,23 +32,24 @@ class CallFileError(FastagiError):
     """A call file that must not, or could not, be written."""
 
 
-def _id(text: str) -> str:
+def recall_id_of(text: str) -> str:
+    """``text`` as an id of ours, 15 digits; raises `CallFileError`."""
     if not _OUR_ID.fullmatch(text):
-        raise CallFileError(f"{text[:40]!r} is no id of ours (15 digits): it does not go into a call file")
+        raise CallFileError(f"{text[:40]!r} is no id of ours (15 digits): it does not reach Asterisk")
     return text
 
 
 def recall_name(recall_id: str) -> str:
-    return f"fastagi-recall-{_id(recall_id)}.call"
+    return f"fastagi-recall-{recall_id_of(recall_id)}.call"
 
 
 def poll_name(token: str) -> str:
-    return f"fastagi-poll-{_id(token)}.call"
+    return f"fastagi-poll-{recall_id_of(token)}.call"
 
 
 def recall_text(recall_id: str, wait: int) -> str:
     """The call file of a recall that is given up after ``wait`` seconds; the dialplan asks us for the rest."""
-    id = _id(recall_id)
+    id = recall_id_of(recall_id)
     return (
         f"Channel: Local/{id}@cc-recall/n\nContext: cc-call\nExtension: {id}\nPriority: 1\n"
         f"MaxRetries: 0\nWaitTime: {wait}\n"
@@ -57,7 +58,8 @@ def recall_text(recall_id: str, wait: int) -> str:
 
 def poll_text(token: str) -> str:
     """The call file of the poll session."""
-    return f"Channel: Local/idle@cc-poll/n\nContext: cc-poll\nExtension: {_id(token)}\nPriority: 1\nMaxRetries: 0\n"
+    id = recall_id_of(token)
+    return f"Channel: Local/idle@cc-poll/n\nContext: cc-poll\nExtension: {id}\nPriority: 1\nMaxRetries: 0\n"
 
 
 class Spool:

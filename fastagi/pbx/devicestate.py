@@ -61,6 +61,11 @@ class DeviceStates:
         self._heard[device] = name
         self.seen(Device(device), name)
 
+    def learn(self, listed: Mapping[str, str]) -> None:
+        """All that there is to know; what an event has said meanwhile is newer."""
+        for device in listed.keys() - self._heard.keys():
+            self.heard(device, listed[device])
+
     def watch(self, devices: Collection[Device]) -> None:
         """Tell of these from now on, and forget the others: told again later, they are news."""
         new = frozenset(devices) - self._watched

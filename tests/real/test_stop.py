@@ -6,6 +6,8 @@ from tests.real.bench import QUICK, Bench
 
 CALLERS = ("1000", "3000", "4000")
 
+MODES = "poll", "ami", "originate"
+
 
 def no_reply_and_asked(bench: Bench) -> None:
     """Three people wait for 2000, who has not answered; nobody talks."""
@@ -28,13 +30,13 @@ def stopped_gracefully(bench: Bench) -> float:
 def test_stopped_gracefully_while_three_wait(bench: Bench) -> None:
     no_reply_and_asked(bench)
     before = bench.server.requests()
-    sessions = len(bench.server.log_lines("poll session open"))
+    opened = "poll session open" if bench.server.mode == "poll" else "AMI connected"
+    sessions = len(bench.server.log_lines(opened))
     took = stopped_gracefully(bench)
     print(f"\ncore stop gracefully: {took:.1f} s")
     assert took < 5, bench.evidence()
     bench.asterisk.start()
     assert bench.server.requests() == before
-    opened = "poll session open"
     bench.until(lambda: len(bench.server.log_lines(opened)) > sessions, "he is watched again", 10)
     talk = bench.talk("2000", "3000")
     bench.quiet("1000", 0.5)
