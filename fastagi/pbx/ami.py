@@ -12,13 +12,12 @@ A connection that is lost, or cannot be had, is tried again for ever, after 0.2 
 Why is said once, and again when the reason has changed or after it had worked.
 
 Things to keep in mind: Asterisk lets us in while it is still loading modules: DeviceStateList is unknown then,
-a function that is not loaded yet gives an empty value, and what is no device yet becomes one by an event.
+a function that is not loaded yet gives an empty value, and a device that is not yet one comes by an event.
 """
 
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 from twisted.application.internet import ClientService
@@ -44,6 +43,7 @@ __all__ = ["Ami", "AmiError", "AmiLost", "AmiRefused", "Login", "try_login"]
 
 FIRST_PAUSE: Final = 0.2  # seconds, doubled by each failure in a row
 LONGEST_PAUSE: Final = 10.0  # seconds
+LONGEST_RING: Final = 86400.0  # seconds
 STEADY_AFTER: Final = 10.0  # seconds that a connection lasts to count as a success
 
 _log = Logger()
@@ -66,7 +66,9 @@ class Ami:
         cancelled when the connection is lost. If it fails, the connection is given up and made anew.
 
         ``device_state(device, state)`` is called for each change, ``extension_state(extension, context)``
-        when a hint's state changes; in the order in which Asterisk tells, also while ``up`` waits.
+        when a hint's state changes; in the order in which Asterisk tells, also while ``up`` waits. Both are
+        hints, not facts, for a caller can write events (see `amiwire`): what decides something is to be asked
+        for. With ``eventfilter(action(include),name(DeviceStateChange)) =`` in manager.conf he cannot.
         """
         self._reactor = reactor
         self._login = login
@@ -127,6 +129,8 @@ class Ami:
 
         Returns when Asterisk has accepted it, not when it has succeeded.
         """
+        if not 0.001 <= timeout <= LONGEST_RING:
+            raise AmiError(f"Originate is not sent: {timeout} is no number of seconds to ring")
         fields = {
             "Channel": channel,
             "Context": context,
@@ -207,8 +211,6 @@ def try_login(login: Login, timeout: float = 5.0) -> str:
                 challenge = talk.act("Challenge", {"AuthType": "MD5"})
                 talk.act("Login", {**login_fields(login, challenge), "Events": "off"})
                 lacks = missing_rights(talk.act("ListCommands", {}))
-                with suppress(AmiError):
-                    talk.act("Logoff", {})
     except AmiError as error:
         lacks = str(error)
     except TimeoutError:

@@ -179,8 +179,10 @@ class Connection(Protocol):
         if silent >= PING_AFTER:
             # Whatever is heard will do; that nothing is heard is seen here.
             Deferred.fromCoroutine(self.act("Ping", {})).addErrback(lambda _: None)
-        nearest = PING_AFTER if silent < PING_AFTER else DEAD_AFTER
-        self._alarm = self._reactor.callLater(nearest - silent, self._watch)
+            nearest = min(PING_AFTER, DEAD_AFTER - silent)
+        else:
+            nearest = PING_AFTER - silent
+        self._alarm = self._reactor.callLater(nearest, self._watch)
 
     def _drop(self, why: str) -> None:
         if not self._why:

@@ -1,7 +1,8 @@
 """The Asterisk Manager Interface as bytes: what is said to it, and what it says. No network, no clock.
 
-Things to keep in mind: what Asterisk says of a call (a caller's name, a dialled number) was chosen by whoever
-calls. An answer is known by an ActionID that nobody can guess.
+Things to keep in mind: a caller can write events. Asterisk puts the number that he dials, and his own, into its
+events as they come by SIP, line ends and all. An answer he cannot write: it is known by an ActionID that nobody
+can guess.
 """
 
 import hashlib
@@ -18,11 +19,11 @@ from fastagi.errors import FastagiError
 MAX_SENT: Final = 1000
 """Bytes of a line to Asterisk, which refuses an action with a line of 1023."""
 MAX_LINE: Final = 2**14
-"""Bytes of a line that is read."""
+"""Bytes of a line; a message with a longer one is passed over."""
 MAX_LINES: Final = 1000
-"""Lines of a message that is read."""
+"""Lines of a message; a longer one is passed over."""
 MAX_MESSAGE: Final = 2**18
-"""Bytes of any message, also of one that nobody reads."""
+"""Bytes of a message; a longer one ends the connection."""
 GREETING: Final = b"Asterisk Call Manager/"
 MAX_GREETING: Final = 100
 
@@ -70,7 +71,7 @@ class Framer:
         self._buffer = b""
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Raises `AmiError` when this is no AMI, or oversized; nothing can be read after that."""
+        """Raises `AmiError` when this is no AMI, or has no end; nothing can be read after that."""
         # A message's end may be cut in two, anywhere.
         known = max(0, len(self._buffer) - 3)
         buffer = self._buffer + data
@@ -80,7 +81,9 @@ class Framer:
         start = 0
         while (end := buffer.find(b"\r\n\r\n", max(start, known))) >= 0:
             if _is_wanted(buffer, start):
-                yield _parse(buffer[start:end])
+                lines = buffer[start:end].split(b"\r\n")
+                if len(lines) <= MAX_LINES and max(map(len, lines)) <= MAX_LINE:
+                    yield _parse(lines)
             start = end + 4
         self._buffer = buffer[start:]
         if len(self._buffer) > MAX_MESSAGE:
@@ -88,7 +91,8 @@ class Framer:
 
     def _without_greeting(self, buffer: bytes) -> bytes:
         line, end, rest = buffer.partition(b"\r\n")
-        if not (line.startswith(GREETING) or GREETING.startswith(line)) or len(line) > MAX_GREETING:
+        begins = line.startswith(GREETING) or (not end and GREETING.startswith(line))
+        if not begins or len(line) > MAX_GREETING:
             raise AmiError(
                 f"is no Asterisk Manager Interface: it says {shown(line.decode('ascii', 'replace'))!r}"
             )
@@ -104,10 +108,7 @@ def _is_wanted(buffer: bytes, start: int) -> bool:
     return buffer.startswith(b"Response: ", start)
 
 
-def _parse(message: bytes) -> Message:
-    lines = message.split(b"\r\n")
-    if len(lines) > MAX_LINES or max(map(len, lines)) > MAX_LINE:
-        raise AmiError("sent an oversized message")
+def _parse(lines: list[bytes]) -> Message:
     found: Message = {}
     for line in lines:
         key, colon, value = line.decode("utf-8", "replace").partition(":")

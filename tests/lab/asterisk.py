@@ -262,20 +262,23 @@ class Asterisk:
         self._write("musiconhold.conf", f"[default]\nmode=playlist\nentry={music}\n")
         self._write("extensions.conf", extensions)
 
-    def configure_ami(self, secret: str = AMI_SECRET, more: str = "") -> None:
-        """Who may use the manager interface; more: further lines of [general]. Counts from the next start or
-        reload_ami()."""
+    def configure_ami(self, secret: str = AMI_SECRET, general: str = "", user: str = "") -> None:
+        """Who may use the manager interface; with further lines for [general] and for the user.
+
+        It counts from the next start, or from reload_ami().
+        """
         host, port = self.ami_address
         self._write("manager.conf", f"""\
 [general]
 enabled=yes
 bindaddr={host}
 port={port}
-{more}
+{general}
 [{AMI_USER}]
 secret={secret}
 read=call
 write=call,originate
+{user}
 """)
 
     def reload_ami(self) -> None:
