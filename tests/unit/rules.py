@@ -238,8 +238,15 @@ def words(answer: object) -> str:
         case Target():
             return f"call {answer.callee} in {answer.context} for {answer.device}"
         case list():
-            return ", ".join(f"{r.id} for {r.callee} {r.state}" for r in answer) or "none"
+            return ", ".join(map(_each, answer)) or "none"
     return repr(answer)
+
+
+def _each(one: Place | Request) -> str:
+    """One of several: of what he waits for, with his place; of what has ended, how."""
+    if isinstance(one, Request):
+        return f"{one.id} for {one.callee} {one.state} {one.reason}".rstrip()
+    return f"{one.request.id} for {one.request.callee} {one.request.state} at place {one.position}"
 
 
 @dataclass

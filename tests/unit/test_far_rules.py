@@ -1194,7 +1194,15 @@ PHONE, TRUNK = "PJSIP/1000-00000001", "PJSIP/mxone-0000000a"
 def test_record_tells_what_went_over_the_trunk(world: FarWorld) -> None:
     world.far.offers["abc@192.0.2.1"] = CCNR
     made = ran(world, "record", PHONE, "2000", "NOANSWER", "19", "PJSIP/2000@mxone", "abc@192.0.2.1", "in@x")
-    assert made == {"CC_OFFERED": "1", "CC_SERVICE": "CCNR", "CC_OFFER_ID": "1", "CC_ACK": "1"}
+    assert made == {
+        "CC_OFFERED": "1",
+        "CC_SERVICE": "CCNR",
+        "CC_OFFER_ID": "1",
+        "CC_OFFER_DIGIT": "",
+        "CC_OFFER_REPEAT": "2",
+        "CC_OFFER_WAIT": "4",
+        "CC_ACK": "1",
+    }
     offer = world.store.offers[1]
     assert (offer.monitor, offer.call_out, offer.call_in, offer.callee_devices) == (
         "mxone",

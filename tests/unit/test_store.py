@@ -113,6 +113,7 @@ def some_request(dice: random.Random, id: int, state: State | None = None) -> Re
         service_ends=dice.uniform(0, 2e9),
         suspended=dice.random() < 0.5,
         sign_needed=dice.random() < 0.5,
+        idle_after=dice.choice((0.0, dice.uniform(0, 2e9))),
         retry_at=dice.choice((0.0, dice.uniform(0, 2e9))),
         recalls=dice.randint(0, 99),
         recall_id=dice.choice(("", "012345678901234", "999999999999999")),
