@@ -314,7 +314,7 @@ COUNTS = {
     "cc_max_offers",
 }
 POLICY = ("generic", "never")
-# Asterisk's own (devicestate.c), but for one that fits no lamp: there is nothing to show.
+# Asterisk's own (devicestate.c).
 STATES = (
     "UNKNOWN", "NOT_INUSE", "INUSE", "BUSY", "INVALID", "UNAVAILABLE", "RINGING", "RINGINUSE", "ONHOLD",
 )  # fmt: skip
