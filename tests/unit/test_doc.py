@@ -297,7 +297,9 @@ def test_reasons_of_a_request() -> None:
     words_set = {w for node in reached(ROUTES, "request") for w in strings(node)}
     said |= {w for w in words_set if w != "SUCCESS" and not w.startswith("CC_")}
     said |= said_by_dialplan("CC_REQUEST_REASON")
-    said |= {w for w in strings(functions(SERVICE)["call_ended"]) if w.isupper() and w not in ("ANSWER", "CANCEL")}
+    said |= {
+        w for w in strings(functions(SERVICE)["call_ended"]) if w.isupper() and w not in ("ANSWER", "CANCEL")
+    }
     # What `service.accepted` says: how a request ended before the other PBX had accepted it.
     rules = {row.rule.__name__ for (state, _), row in machine.TABLE.items() if state is model.State.REQUESTED}
     said |= ended_there() | ends(reached(MACHINE, *rules))
@@ -305,7 +307,12 @@ def test_reasons_of_a_request() -> None:
 
 
 def test_reasons_of_a_cancel() -> None:
-    said = refusals(reached(SERVICE, "_cancel", "_cancel_all")) | BROKEN | WHO | said_by_dialplan("CC_CANCEL_REASON")
+    said = (
+        refusals(reached(SERVICE, "_cancel", "_cancel_all"))
+        | BROKEN
+        | WHO
+        | said_by_dialplan("CC_CANCEL_REASON")
+    )
     assert words("``CC_CANCEL_REASON``, after") == said
 
 
