@@ -332,6 +332,13 @@ def test_show_as_json_is_one_object_with_its_log(site: Site) -> None:
     ]
 
 
+def test_show_of_one_that_is_over_leaves_out_what_says_nothing_any_more(site: Site) -> None:
+    site.save(ended(8, ago=60, sign_needed=True, idle_after=NOW - 90, retry_at=NOW - 70, recall_id="1"))
+    names = [line.partition(" ")[0] for line in site.lines("show", "8")]
+    left = {"service_ends", "suspended", "sign_needed", "idle_after", "retry_at", "recall_ends"}
+    assert left | {"recall_id", "taken", "channel"} == {f.name for f in fields(Request)} - set(names)
+
+
 @pytest.mark.parametrize("id", ["8", str(2**63 - 1)])
 def test_show_an_unknown_request(site: Site, id: str) -> None:
     site.save(request(7))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 
@@ -43,7 +42,6 @@ from fastagi.completion.model import (
 from fastagi.completion.offers import NOT_WATCHABLE, OFFER_MEMORY, OFFERS_PER_CALLER, FailedCall
 from fastagi.completion.ports import Beyond, Kept, far_device
 from fastagi.completion.service import RING_AT_MOST, Target
-from fastagi.errors import Refused
 from tests.unit.rules import GONE, IDLE, IN_USE, START, World, phone
 from tests.unit.scripts import Script, ran
 
