@@ -26,6 +26,8 @@ CONTEXTS = {
     "cc-offer",
     "cc-poll",
     "cc-recall",
+    "cc-say",
+    "cc-sounds",
 }
 
 
@@ -73,17 +75,18 @@ def test_the_names_shared_with_the_server() -> None:
     told = {
         "CC_OFFER_ID",
         "CC_POSITION",
-        "CC_PENDING_LIST",
         "CC_OUTCOME",
         "CC_GO_REASON",
         "CC_TARGET_CONTEXT",
         "CC_TRUNK_STATUS",
+        "CC_CANCELLED",
     }
     read = set(re.findall(r"\$\{(CC_[A-Z_]+)", code(TEXT)))
     unread = {"CC_REASON", "CC_CANCEL_REASON"}  # for the site
     assert ours - read == told | unread
     own = {n for n in read if n.startswith(("CC_NOTE_", "CC_CODE_"))}
     theirs = {"CC_AGI", "CC_RECALL_ID", "CC_TRIES", "CC_TOLD", "CC_POLL_AGI", "CC_DIGIT", "CC_OUT_CALLID"}
+    theirs |= {"CC_ALERT", "CC_ASKED", "CC_OFFER_EXTEN", "CC_PHONE", "CC_SITE"}
     assert read - ours - own == theirs
 
 
@@ -95,5 +98,20 @@ def test_a_reason_that_is_told_in_words_is_one_of_the_servers() -> None:
 
 def test_no_pattern_ends_open_but_that_of_a_feature_code() -> None:
     """Whatever matches ``.`` or ``!`` matches a newline too; that one checks its tail before all else."""
-    patterns = re.findall(r"^exten => (_\S+?),", code(TEXT), re.MULTILINE)
-    assert [p for p in patterns if p.endswith((".", "!"))] == [p for p in patterns if "CC_CODE_CANCEL" in p]
+    patterns = re.findall(r"^exten => (_.+?),(?:1|hint),", code(TEXT), re.MULTILINE)
+    codes = [p for p in patterns if "CC_CODE_CANCEL" in p or "CC_CODE_LAMP" in p]
+    assert codes and [p for p in patterns if p.endswith((".", "!"))] == codes
+
+
+def test_all_that_is_said_stands_in_one_table() -> None:
+    """Nothing plays a file but [cc-say]; each sentence that is said is in its table, and each is said."""
+    contexts = re.split(r"^\[(.+)\]\n", code(TEXT), flags=re.MULTILINE)[1:]
+    said = dict(zip(contexts[::2], contexts[1::2], strict=True))
+    table = set(re.findall(r"^exten => (\w+),1,Return\(", said.pop("cc-sounds"), re.MULTILINE))
+    assert said.pop("cc-say").count("Playback") == 1
+    elsewhere = "".join(said.values())
+    assert not re.findall(r"Playback|Background|ReadExten|Read\(|Say[A-Z]\w*\(", elsewhere)
+    assert {name for name in table if not re.search(rf"\b{name}\b", elsewhere)} == set()
+    calls = " ".join(re.findall(r"cc-say,(?:s|ask),1\((.*)\)", elsewhere))
+    literal = re.sub(r'\$\{\w+(?:\(\w+\))?\}|"[^"]*"', "", calls)
+    assert set(re.findall(r"[a-z]+", literal)) <= table
