@@ -24,8 +24,10 @@ CONTEXTS = {
     "cc-hangup",
     "cc-note",
     "cc-offer",
+    "cc-onward",
     "cc-poll",
     "cc-recall",
+    "cc-tried",
 }
 
 
