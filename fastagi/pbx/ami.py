@@ -21,7 +21,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from twisted.application.internet import ClientService
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from fastagi.pbx.amilink import Connection, Connections, Tried, endpoint
@@ -44,6 +45,7 @@ __all__ = ["Ami", "AmiError", "AmiLost", "AmiRefused", "Login", "try_login"]
 FIRST_PAUSE: Final = 0.2  # seconds, doubled by each failure in a row
 LONGEST_PAUSE: Final = 10.0  # seconds
 LONGEST_RING: Final = 86400.0  # seconds
+BOOTED_WITHIN: Final = 5.0  # seconds in which it is not said why ``up`` failed
 STEADY_AFTER: Final = 10.0  # seconds that a connection lasts to count as a success
 
 _log = Logger()
@@ -63,7 +65,7 @@ class Ami:
         log: Callable[[str], None],
     ) -> None:
         """``up(self)`` runs for as long as a connection lasts, once it is logged in and events flow: it is
-        cancelled when the connection is lost. If it fails, the connection is given up and made anew.
+        cancelled when the connection is lost. If it fails, it is run again, after a pause.
 
         ``device_state(device, state)`` is called for each change, ``extension_state(extension, context)``
         when a hint's state changes; in the order in which Asterisk tells, also while ``up`` waits. Both are
@@ -90,7 +92,7 @@ class Ami:
         """Raises `AmiError` when the certificates cannot be read; whatever else fails is tried again."""
         way: Any = Tried(endpoint(self._reactor, self._login), self._complain)
         factory: Any = Connections(self._new_connection)
-        self._service = ClientService(way, factory, self._pause, self._reactor)
+        self._service = ClientService(way, factory, self._retry, self._reactor)
         self._service.startService()
 
     def stop(self) -> "Deferred[None]":
@@ -163,10 +165,22 @@ class Ami:
         return self._connection
 
     async def _run(self) -> None:
-        self._connected_at = self._reactor.seconds()
+        began = self._connected_at = self._reactor.seconds()
         self._said = ""
         self._log(f"AMI connected to {self._login.where} as {self._login.username}")
-        await self._up(self)
+        connection, failures = self._connection, 0
+        while self._connection is connection:
+            try:
+                return await self._up(self)
+            except CancelledError:
+                raise
+            except AmiError as error:
+                if self._reactor.seconds() - began >= BOOTED_WITHIN:
+                    self._complain(str(error))
+            except Exception:
+                _log.failure("What runs over AMI failed.")
+            failures += 1
+            await deferLater(self._reactor, _pause(failures))
 
     def _event(self, message: Message) -> None:
         listener, keys = self._listeners.get(message["Event"], (None, ()))
@@ -189,16 +203,22 @@ class Ami:
             self._said = why
             self._log(f"AMI at {self._login.where}: {why}")
 
-    def _pause(self, _: int) -> float:
+    def _retry(self, _: int) -> float:
         self._failures += 1
-        return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(10, self._failures - 1)))
+        return _pause(self._failures)
+
+
+def _pause(failures: int) -> float:
+    """Seconds until the next try, after so many failures in a row."""
+    return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(10, failures - 1)))
 
 
 # -- trying it, for a person who waits ---------------------------------------------------------------------
 
 
 def try_login(login: Login, timeout: float = 5.0) -> str:
-    """Log in, look what this user may do, and leave; blocks for ``timeout`` seconds at most.
+    """Log in, look what this user may do, and leave; blocks for ``timeout`` seconds at most, if ``host`` is
+    an address.
 
     Answers a sentence on what is wrong; empty: nothing is. Whether events would come (read=call) is not seen.
     """
@@ -219,6 +239,8 @@ def try_login(login: Login, timeout: float = 5.0) -> str:
         lacks = "nobody listens there"
     except socket.gaierror:
         lacks = "there is no such host"
+    except ConnectionError:
+        lacks = "the connection was closed"
     except (OSError, ValueError) as error:
         lacks = shown(str(error))
     return f"AMI at {login.where}: {lacks}" if lacks else ""

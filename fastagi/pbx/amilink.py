@@ -102,8 +102,8 @@ class Connection(Protocol):
         if isinstance(failure.value, AmiError):
             self._drop(str(failure.value))
         elif not isinstance(failure.value, CancelledError):
-            _log.failure("What runs over AMI failed.", failure)
-            self._drop("what runs over it failed")
+            _log.failure("The AMI connection failed.", failure)
+            self._drop("it failed")
 
     # Actions
 

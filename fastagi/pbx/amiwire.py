@@ -126,6 +126,9 @@ def render(action: str, action_id: str, fields: Mapping[str, str]) -> bytes:
 def _line(action: str, key: str, value: str) -> bytes:
     if re.search(r"[\x00-\x1f\x7f]", value):
         raise AmiError(f"{action} is not sent: {key} has a control character")
+    # Asterisk would cut it off, and so read something else than what was looked at here.
+    if value != value.strip(" "):
+        raise AmiError(f"{action} is not sent: {key} begins or ends with a blank")
     try:
         line = f"{key}: {value}\r\n".encode()
     except UnicodeEncodeError:

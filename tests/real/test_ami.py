@@ -13,12 +13,16 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.protocols.portforward import ProxyFactory
 
 from fastagi.pbx.ami import Ami, AmiError, Login, try_login
+from fastagi.pbx.amiwire import MAX_SENT, Framer
 from tests.lab.asterisk import AMI_SECRET, AMI_USER, Asterisk
 from tests.lab.asterisk import Phone as Endpoint
 from tests.lab.install import ensure_asterisk
 from tests.real.bench import NAMES, Pbx
+
+CLOSED, NOBODY = "the connection was closed", "nobody listens there"
 
 DIALPLAN = """\
 [phones]
@@ -28,6 +32,9 @@ exten => _[1-4]000,1,Dial(PJSIP/${EXTEN},20)
 exten => _5[1-4]000,1,Goto(${EXTEN:1},1)
 exten => 5555,1,Answer()
  same => n,Wait(60)
+; as careless as a site can be
+exten => _9!,1,Ringing()
+ same => n,Wait(1)
 [ring]
 exten => 1000,1,Dial(PJSIP/1000,20)
 """
@@ -49,32 +56,42 @@ def pbx(running: Pbx) -> Iterator[Pbx]:
     running.clear()
 
 
+def the_reactor() -> Any:
+    from twisted.internet import reactor
+
+    return reactor
+
+
 class Client:
     """An `Ami` and what it told."""
 
     def __init__(self, asterisk: Asterisk, **changes: Any) -> None:
-        from twisted.internet import reactor
-
-        self.reactor: Any = reactor
+        self.reactor = the_reactor()
         host, port = asterisk.ami_address
         given: dict[str, Any] = {"host": host, "port": port, "username": AMI_USER, "secret": AMI_SECRET}
         self.login = Login(**{**given, **changes})
         self.log: list[str] = []
         self.told: list[tuple[str, str]] = []
         self.hints: list[tuple[str, str]] = []
-        self.ups: list[dict[str, str]] = []
+        self.ups = 0
+        self.view: dict[str, str] = {}
         self.ami = Ami(
-            reactor,
+            self.reactor,
             self.login,
             up=self._up,
-            device_state=lambda device, state: self.told.append((device, state)),
+            device_state=self._device_state,
             extension_state=lambda exten, context: self.hints.append((exten, context)),
             log=self.log.append,
         )
 
     async def _up(self, ami: Ami) -> None:
-        self.ups.append(await ami.device_states())
+        self.view = await ami.device_states()
+        self.ups += 1
         await Deferred()
+
+    def _device_state(self, device: str, state: str) -> None:
+        self.told.append((device, state))
+        self.view[device] = state
 
     async def __aenter__(self) -> Client:
         self.ami.start()
@@ -106,7 +123,7 @@ async def test_what_it_asks_and_sets(pbx: Pbx) -> None:
         ami = (await client.is_up()).ami
         host, port = pbx.asterisk.ami_address
         assert client.log == [f"AMI connected to {host}:{port} as {AMI_USER}"]
-        assert client.ups[0].items() >= {f"PJSIP/{number}": "NOT_INUSE" for number in NAMES}.items()
+        assert client.view.items() >= {f"PJSIP/{number}": "NOT_INUSE" for number in NAMES}.items()
         assert await ami.ask("DEVICE_STATE(PJSIP/2000)") == "NOT_INUSE"
         assert await ami.ask("DEVICE_STATE(PJSIP/nobody)") == "INVALID"
         assert await ami.ask("NO_SUCH_FUNCTION(x)") == ""
@@ -156,9 +173,168 @@ async def test_originate_and_hang_up(pbx: Pbx) -> None:
             await ami.originate("1000", "phones", "5555", 10.0)
 
 
+# Things that go wrong
+
+
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_figures(pbx: Pbx) -> None:
-    """A question takes less than a millisecond, also with another client's actions in between."""
+async def test_asterisk_dies_and_comes_back(pbx: Pbx) -> None:
+    async with Client(pbx.asterisk) as client:
+        await client.is_up()
+        pbx.asterisk.kill()
+        await client.until(lambda: not client.ami.connected)
+        with pytest.raises(AmiError, match="not connected"):
+            await client.ami.ask("DEVICE_STATE(PJSIP/2000)")
+        await client.until(lambda: len(client.log) == 3)
+        assert client.log[1:] == [f"AMI at {client.login.where}: {why}" for why in (CLOSED, NOBODY)]
+        pbx.asterisk.start()
+        began = time.monotonic()
+        await client.until(lambda: client.ups == 2 and client.ami.connected, 12)
+        print(f"\nconnected {time.monotonic() - began:.1f} s after Asterisk was up")
+        assert client.log[3:] == [f"AMI connected to {client.login.where} as {AMI_USER}"]
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_connection_from_the_first_moment_sees_the_truth(
+    pbx: Pbx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asterisk lets a client in while it loads its modules, long before the phones are known to it again."""
+    asterisk = pbx.asterisk
+    asterisk.stop()  # in order, so that it has saved who is registered
+    monkeypatch.setattr("fastagi.pbx.ami.LONGEST_PAUSE", 0.01)
+    async with Client(asterisk) as client:
+        # In a thread, so that the client tries meanwhile. That thread lives as long as the reactor.
+        await deferToThread(asterisk.start)
+        await client.until(lambda: client.ups and client.ami.connected)
+        connected = f"AMI connected to {client.login.where} as {AMI_USER}"
+        assert client.log == [f"AMI at {client.login.where}: {NOBODY}", connected]
+        for number in NAMES:
+            assert await client.ami.ask(f"DEVICE_STATE(PJSIP/{number})") == "NOT_INUSE"
+        idle = {f"PJSIP/{number}": "NOT_INUSE" for number in NAMES}.items()
+        await client.until(lambda: client.view.items() >= idle)
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_wrong_password_is_one_line(pbx: Pbx) -> None:
+    asterisk = pbx.asterisk
+    asterisk.configure_ami(secret="another")
+    asterisk.reload_ami()
+    try:
+        async with Client(asterisk) as client:
+            seen = len(asterisk.log_lines("failed to authenticate"))
+            await client.until(lambda: len(asterisk.log_lines("failed to authenticate")) >= seen + 3, 15)
+            [line] = client.log
+            assert line.startswith(f"AMI at {client.login.where}: does not let us in: Authentication failed")
+            asterisk.configure_ami()
+            asterisk.reload_ami()
+            await client.until(lambda: client.ami.connected, 15)
+            assert client.log == [line, f"AMI connected to {client.login.where} as {AMI_USER}"]
+    finally:
+        asterisk.configure_ami()
+        asterisk.reload_ami()
+
+
+class Freezer(ProxyFactory):
+    """Hands everything on, until it is frozen: then the connections that there are stay, and nothing moves."""
+
+    noisy = False
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self.all: list[Any] = []
+
+    def buildProtocol(self, addr: Any) -> Any:
+        self.all.append(super().buildProtocol(addr))
+        return self.all[-1]
+
+    def freeze(self) -> None:
+        for one in self.all:
+            one.transport.pauseProducing()
+            one.peer.transport.pauseProducing()
+
+    def close(self) -> None:
+        for one in self.all:
+            one.transport.abortConnection()
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_connection_that_freezes_is_dropped_and_made_anew(pbx: Pbx) -> None:
+    freezer = Freezer(*pbx.asterisk.ami_address)
+    between = the_reactor().listenTCP(0, freezer, interface="127.0.0.1")
+    try:
+        async with Client(pbx.asterisk, port=between.getHost().port) as client:
+            await client.is_up()
+            freezer.freeze()
+            began = time.monotonic()
+            with pytest.raises(AmiError, match="did not answer Getvar"):
+                await client.ami.ask("DEVICE_STATE(PJSIP/2000)")
+            await client.until(lambda: not client.ami.connected, 10)
+            took = time.monotonic() - began
+            await client.until(lambda: client.ups == 2 and client.ami.connected)
+            assert took < 10 and await client.ami.ask("DEVICE_STATE(PJSIP/2000)") == "NOT_INUSE"
+            assert client.log[1] == f"AMI at {client.login.where}: no sign of life for 8 s"
+    finally:
+        await between.stopListening()
+        freezer.close()
+
+
+FORGED = "".join(
+    f"%{byte:02X}" for byte in b"\r\n\r\nEvent: DeviceStateChange\r\nDevice: Custom:x\r\nState: INUSE\r\n\r\n"
+)
+FILTER = """\
+eventfilter(action(include),name(DeviceStateChange)) =
+eventfilter(action(include),name(ExtensionStatus)) =
+"""
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_caller_can_write_events_unless_they_are_filtered(pbx: Pbx, filtered: bool) -> None:
+    """So the state that an event names decides nothing; with the filter it is Asterisk's own."""
+    asterisk = pbx.asterisk
+    asterisk.configure_ami(user=FILTER if filtered else "")
+    asterisk.reload_ami()
+    try:
+        async with Client(asterisk) as client:
+            await client.is_up()
+            await deferToThread(lambda: pbx.phones["1000"].dial("9" + FORGED).wait_ended(5))
+            await client.until(lambda: client.of("PJSIP/1000")[-2:] == ["INUSE", "NOT_INUSE"])
+            assert (("Custom:x", "INUSE") in client.told) is not filtered
+            assert await client.ami.ask("DEVICE_STATE(Custom:x)") == "UNKNOWN"
+    finally:
+        asterisk.configure_ami()
+        asterisk.reload_ami()
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_the_longest_line_that_asterisk_takes_is_longer_than_ours(pbx: Pbx) -> None:
+    async with Client(pbx.asterisk) as client:
+        ami = (await client.is_up()).ami
+        value = "x" * (MAX_SENT - len("Value: \r\n"))
+        await ami.set("LONG", value)
+        assert await ami.ask("LONG") == value
+        with pytest.raises(AmiError, match="too long"):
+            await ami.set("LONG", value + "x")
+
+
+# Figures
+
+
+def test_what_an_event_that_nobody_wants_costs() -> None:
+    lines = ["Event: Newchannel", "Privilege: call,all", *(f"Header{n}: some value" for n in range(18))]
+    event = "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+    framer = Framer()
+    list(framer.feed(b"Asterisk Call Manager/11.0.0\r\n"))
+    chunk, chunks = event * 100, 500
+    began = time.process_time()
+    for _ in range(chunks):
+        assert not list(framer.feed(chunk))
+    cost = (time.process_time() - began) / (100 * chunks)
+    print(f"\nan event of {len(event)} bytes that nobody wants: {cost * 1e6:.2f} us")
+    assert cost < 20e-6
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_question_and_its_answer(pbx: Pbx) -> None:
     async with Client(pbx.asterisk) as client:
         ami = (await client.is_up()).ami
         trips = []

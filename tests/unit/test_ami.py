@@ -578,6 +578,8 @@ def test_only_the_answer_is_the_answer() -> None:
         "x\x1b",
         "x\x7f",
         "\udcff",
+        " x",
+        "x ",
         "x" * 1000,
         "ü" * 500,
     ],
@@ -603,10 +605,18 @@ def test_nothing_but_one_action_is_ever_written(
     assert office.wire.written == b"" and office.ami.connected
 
 
-def test_a_pattern_hangs_up_nobody() -> None:
+@pytest.mark.parametrize("pattern", ["/^PJSIP/.*$/", "  /^PJSIP/.*$/", "/"])
+def test_a_pattern_hangs_up_nobody(pattern: str) -> None:
+    """Asterisk would hang up every channel that fits; it skips blanks before it looks."""
     office = Office().connect()
-    [error] = outcome(office.ami.hang_up("/^PJSIP/.*$/"))
+    [error] = outcome(office.ami.hang_up(pattern))
     assert isinstance(error, AmiError) and office.wire.written == b""
+
+
+def test_an_empty_value_is_one() -> None:
+    office = Office().connect()
+    outcome(office.ami.set("A", ""))
+    assert office.wire.written.endswith(b"\r\nValue: \r\n\r\n")
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), float("inf"), -1.0, 0.0, 0.0001, 1e9])
@@ -803,32 +813,72 @@ def test_a_peer_that_is_silent_is_dropped_within_10_seconds(after: float) -> Non
 # What runs over it
 
 
-def test_an_up_that_fails_is_tried_again_on_a_new_connection() -> None:
+def test_an_up_that_fails_is_run_again_and_why_is_said_once_if_it_lasts() -> None:
+    """Asterisk lets us in while it boots, and refuses what it has not loaded yet."""
+
     async def up(ami: Ami) -> None:
         await ami.device_states()
 
-    office = Office(up=up)
-    office.connect()
-    office.says(office.refuses(office.heard()[0], "Invalid/unknown command") + changed("PJSIP/1", "INUSE"))
-    office.advance()
-    assert office.wire.lost and office.log[1:] == [
+    office = Office(up=up).connect()
+    began, tries = office.reactor.seconds(), []
+    while office.reactor.seconds() - began < 60:
+        for action in office.heard():
+            if action["Action"] == "Ping":
+                office.says(office.answers(action))
+                continue
+            tries.append(office.reactor.seconds() - began)
+            office.says(office.refuses(action, "Invalid/unknown command"))
+            assert (len(office.log) > 1) is (tries[-1] >= 5)
+        office.reactor.advance(1 / 128)
+    due = [0.0, 0.2, 0.6, 1.4, 3.0, 6.2, 12.6, 22.6, 32.6, 42.6, 52.6]
+    assert tries == pytest.approx(due, abs=0.1)
+    assert office.ami.connected and office.log[1:] == [
         "AMI at 192.0.2.1:5038: Asterisk refuses DeviceStateList: Invalid/unknown command"
     ]
-    assert office.events == [], "nothing is told any more"
+
+
+def test_an_up_that_fails_is_not_run_again_when_the_connection_is_lost() -> None:
+    ups = []
+
+    async def stubborn(ami: Ami) -> None:
+        ups.append(ami)
+        try:
+            await Deferred()
+        except CancelledError:
+            await ami.ask("A")
+
+    office = Office(up=stubborn).connect()
+    office.wire.lose(errors.ConnectionDone())
     office.advance(0.2)
+    assert len(ups) == 1
     office.welcomes()
-    assert office.ami.connected
+    office.advance(2)
+    assert len(ups) == 2
+
+
+def test_a_pause_of_up_ends_with_the_connection() -> None:
+    ups = []
+
+    async def up(ami: Ami) -> None:
+        ups.append(ami)
+        raise AmiError("no")
+
+    office = Office(up=up).connect()
+    office.ami.stop()
+    office.advance(10)
+    assert len(ups) == 1 and office.reactor.getDelayedCalls() == []
 
 
 def test_our_own_fault_in_up_is_logged_and_tried_again() -> None:
+    ups = []
+
     async def up(ami: Ami) -> None:
+        ups.append(ami)
         raise KeyError("ours")
 
-    office = Office(up=up)
-    office.ami.start()
-    office.welcomes()
-    office.advance()
-    assert office.wire.lost and office.log[1:] == ["AMI at 192.0.2.1:5038: what runs over it failed"]
+    office = Office(up=up).connect()
+    office.advance(0.2)
+    assert office.ami.connected and len(ups) == 2
 
 
 def test_an_up_that_returns_changes_nothing() -> None:
