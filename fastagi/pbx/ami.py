@@ -11,8 +11,8 @@ A connection is greeted, logs in, and then runs the owner's coroutine ``up`` unt
 A connection that is lost, or cannot be had, is tried again for ever, after 0.2 s and then longer, up to 10 s.
 Why is said once, and again when the reason has changed or after it had worked.
 
-Things to keep in mind: Asterisk lets us in while it is still loading modules: DeviceStateList is unknown then,
-a function that is not loaded yet gives an empty value, and a device that is not yet one comes by an event.
+Things to keep in mind: Asterisk lets us in while it still loads modules. DeviceStateList is unknown then, a
+function that is not loaded yet gives an empty value, and a device that is not yet one comes by an event.
 """
 
 import socket
@@ -25,7 +25,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succ
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from fastagi.pbx.amilink import Connection, Connections, Tried, endpoint
+from fastagi.pbx.amilink import Connection, Connections, Tried, endpoint, explained
 from fastagi.pbx.amiwire import (
     AmiError,
     AmiLost,
@@ -37,7 +37,6 @@ from fastagi.pbx.amiwire import (
     login_fields,
     missing_rights,
     render,
-    shown,
 )
 
 __all__ = ["Ami", "AmiError", "AmiLost", "AmiRefused", "Login", "try_login"]
@@ -231,25 +230,18 @@ def try_login(login: Login, timeout: float = 5.0) -> str:
                 challenge = talk.act("Challenge", {"AuthType": "MD5"})
                 talk.act("Login", {**login_fields(login, challenge), "Events": "off"})
                 lacks = missing_rights(talk.act("ListCommands", {}))
-    except AmiError as error:
-        lacks = str(error)
-    except TimeoutError:
-        lacks = "no answer"
-    except ConnectionRefusedError:
-        lacks = "nobody listens there"
-    except socket.gaierror:
-        lacks = "there is no such host"
-    except ConnectionError:
-        lacks = "the connection was closed"
-    except (OSError, ValueError) as error:
-        lacks = shown(str(error))
+    except (AmiError, OSError, UnicodeError) as error:
+        lacks = explained(error)
     return f"AMI at {login.where}: {lacks}" if lacks else ""
 
 
 def _tls(plain: socket.socket, login: Login) -> socket.socket:
     import ssl  # only if it is asked for
 
-    context = ssl.create_default_context(cafile=login.ca)
+    try:
+        context = ssl.create_default_context(cafile=login.ca)
+    except OSError as error:
+        raise AmiError(f"{login.ca} holds no certificates that can be read: {error.strerror}") from None
     return context.wrap_socket(plain, server_hostname=login.host)
 
 
@@ -281,5 +273,5 @@ class _Talk:
         self._connection.settimeout(left)
         data = self._connection.recv(65536)
         if not data:
-            raise AmiError("the connection was closed")
+            raise ConnectionResetError
         return list(self._framer.feed(data))

@@ -6,15 +6,16 @@ bounded by DEAD_AFTER and MAX_WAITING.
 
 import re
 import secrets
+import socket
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
+from twisted.internet import error as errors
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as TooLate
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectionClosed, ConnectionRefusedError, DNSLookupError
-from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,6 +29,7 @@ DEAD_AFTER: Final = 8.0  # seconds of silence
 END_WITHIN: Final = 1.0  # seconds for the last bytes to go out when we stop
 MAX_WAITING: Final = 1000  # actions
 MAX_LISTED: Final = 100_000  # devices
+MISFIT: Final = "is this the port of a manager interface, and tls set as it is there?"
 CERTIFICATE: Final = re.compile(b"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.S)
 
 _log = Logger()
@@ -90,10 +92,8 @@ class Connection(Protocol):
         self._greeted.addTimeout(ANSWER_WITHIN, self._reactor)
         try:
             await self._greeted
-        except TimeoutError:
-            raise AmiError(
-                "says nothing: is this the port of its manager interface, and tls as it is there?"
-            ) from None
+        except TooLate:
+            raise AmiError(f"it says nothing: {MISFIT}") from None
         challenge = await self.act("Challenge", {"AuthType": "MD5"})
         await self.act("Login", login_fields(self._login, challenge))
         await self._run()
@@ -121,7 +121,7 @@ class Connection(Protocol):
         self.transport.write(data)
         try:
             return await action.answer
-        except TimeoutError:
+        except TooLate:
             raise AmiError(f"Asterisk did not answer {name} within {ANSWER_WITHIN:g} s") from None
         finally:
             del self._waiting[action_id]
@@ -194,7 +194,10 @@ class Connection(Protocol):
         self._ending = self._reactor.callLater(END_WITHIN, self._drop, "it does not end")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._why = self._why or explained(reason.value)
+        if not self._why:
+            self._why = explained(reason.value)
+            if not self._framer.greeted and isinstance(reason.value, errors.ConnectionClosed):
+                self._why += f" at once: {MISFIT}"
         for alarm in self._alarm, self._ending:
             if alarm is not None and alarm.active():
                 alarm.cancel()
@@ -262,20 +265,32 @@ def _with_tls(reactor: Any, plain: Any, login: Login) -> Any:
         if not found:
             raise AmiError(f"{login.ca} holds no certificates, or a broken one")
         trust = ssl.trustRootFromCertificates(found)
-    return wrapClientTLS(ssl.optionsForClientTLS(login.host, trust), plain, reactor)
+    try:
+        return wrapClientTLS(ssl.optionsForClientTLS(login.host, trust), plain, reactor)
+    except UnicodeError:
+        raise AmiError(f"{shown(login.host)} is no name of a host") from None
 
 
 _REASONS: Final = (
-    (ConnectionRefusedError, "nobody listens there"),
-    (ConnectTimeout, "no answer"),
-    (DNSLookupError, "there is no such host"),
-    (ConnectionClosed, "the connection was closed"),
+    ((errors.ConnectionRefusedError, ConnectionRefusedError), "nobody listens there"),
+    ((errors.TimeoutError, TimeoutError), "no answer"),
+    ((errors.DNSLookupError, socket.gaierror), "there is no such host"),
+    ((errors.ConnectionClosed, ConnectionError), "the connection was closed"),
 )
 
 
 def explained(error: BaseException | None) -> str:
-    """Why a connection was lost or could not be had."""
-    for kind, sentence in _REASONS:
-        if isinstance(error, kind):
+    """Why a connection was lost or could not be had, Twisted's or one of the standard library."""
+    for kinds, sentence in _REASONS:
+        if isinstance(error, kinds):
             return sentence
+    if isinstance(error, AmiError):
+        return str(error)
+    # TLS: first by pyOpenSSL and service_identity, then by the standard library; none is imported for this.
+    if type(error).__name__ == "VerificationError":
+        return "TLS failed: the certificate is for another host"
+    if error is not None and error.args and isinstance(error.args[0], list):
+        return shown(f"TLS failed: {', '.join(str(entry[-1]) for entry in error.args[0])}")
+    if why := getattr(error, "verify_message", None) or getattr(error, "reason", None):
+        return shown(f"TLS failed: {why}")
     return shown(f"{type(error).__name__}: {error}")

@@ -1,8 +1,8 @@
 """The Asterisk Manager Interface as bytes: what is said to it, and what it says. No network, no clock.
 
-Things to keep in mind: a caller can write events. Asterisk puts the number that he dials, and his own, into its
-events as they come by SIP, line ends and all. An answer he cannot write: it is known by an ActionID that nobody
-can guess.
+Things to keep in mind: a caller can write events. Asterisk puts the number that he dials, and his own, into
+its events as they come by SIP, line ends and all. An answer he cannot write: it is known by an ActionID that
+nobody can guess.
 """
 
 import hashlib

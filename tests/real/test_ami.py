@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from twisted.protocols.portforward import ProxyFactory
 
 from fastagi.pbx.ami import Ami, AmiError, Login, try_login
 from fastagi.pbx.amiwire import MAX_SENT, Framer
-from tests.lab.asterisk import AMI_SECRET, AMI_USER, Asterisk
+from tests.lab.asterisk import AMI_SECRET, AMI_USER, HOST, Asterisk, lasting_port
 from tests.lab.asterisk import Phone as Endpoint
 from tests.lab.install import ensure_asterisk
 from tests.real.bench import NAMES, Pbx
@@ -234,7 +237,7 @@ async def test_a_wrong_password_is_one_line(pbx: Pbx) -> None:
 
 
 class Freezer(ProxyFactory):
-    """Hands everything on, until it is frozen: then the connections that there are stay, and nothing moves."""
+    """Hands everything on, until it is frozen: then the connections stay, and nothing moves."""
 
     noisy = False
 
@@ -316,6 +319,133 @@ async def test_the_longest_line_that_asterisk_takes_is_longer_than_ours(pbx: Pbx
             await ami.set("LONG", value + "x")
 
 
+# TLS
+
+
+@dataclass
+class Certificates:
+    """An authority, a certificate of its for 127.0.0.1 and one for another host, and another authority."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        for name in ("ca", "other"):
+            self._run(
+                "req",
+                "-x509",
+                "-subj",
+                f"/CN={name}",
+                "-days",
+                "2",
+                "-keyout",
+                f"{name}.key",
+                "-out",
+                f"{name}.pem",
+            )
+        for name, names in (("here", "IP:127.0.0.1"), ("elsewhere", "IP:192.0.2.1,DNS:pbx.example")):
+            self._run("req", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+            (self.folder / "names").write_text(f"subjectAltName={names}\n")
+            self._run(
+                "x509",
+                "-req",
+                "-in",
+                f"{name}.csr",
+                "-CA",
+                "ca.pem",
+                "-CAkey",
+                "ca.key",
+                "-CAcreateserial",
+                "-days",
+                "2",
+                "-extfile",
+                "names",
+                "-out",
+                f"{name}.pem",
+            )
+            # For Asterisk, whoever it runs as.
+            (self.folder / f"{name}.key").chmod(0o644)
+
+    def _run(self, command: str, *arguments: str) -> None:
+        new = ("-newkey", "rsa:2048", "-nodes") if command == "req" else ()
+        subprocess.run(
+            ["openssl", command, *new, *arguments], cwd=self.folder, check=True, capture_output=True
+        )
+
+
+@pytest.fixture(scope="module")
+def certificates(running: Pbx) -> Certificates:
+    folder = running.asterisk.folder / "tls"
+    folder.mkdir()
+    return Certificates(folder)
+
+
+@contextmanager
+def tls(asterisk: Asterisk, certificates: Certificates, name: str) -> Iterator[int]:
+    """Its TLS port, with that certificate."""
+    port = lasting_port(HOST)
+    folder = certificates.folder
+    asterisk.configure_ami(
+        general=f"tlsenable=yes\ntlsbindaddr={HOST}:{port}\n"
+        f"tlscertfile={folder}/{name}.pem\ntlsprivatekey={folder}/{name}.key\n"
+    )
+    asterisk.reload_ami()
+    try:
+        yield port
+    finally:
+        asterisk.configure_ami()
+        asterisk.reload_ami()
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_tls(pbx: Pbx, certificates: Certificates) -> None:
+    pytest.importorskip("OpenSSL")
+    ca = certificates.folder / "ca.pem"
+    with tls(pbx.asterisk, certificates, "here") as port:
+        async with Client(pbx.asterisk, port=port, tls=True, ca=ca) as client:
+            ami = (await client.is_up()).ami
+            assert await ami.ask("DEVICE_STATE(PJSIP/2000)") == "NOT_INUSE"
+            await ami.set("DEVICE_STATE(Custom:tls)", "INUSE")
+            await client.until(lambda: ("Custom:tls", "INUSE") in client.told)
+            assert client.log == [f"AMI connected to {client.login.where} as {AMI_USER}"]
+        assert await deferToThread(try_login, client.login) == ""
+
+
+@pytest.mark.parametrize(
+    ("certificate", "ca", "why", "tried"),
+    [
+        ("here", "other", "certificate verify failed", "unable to get local issuer certificate"),
+        ("here", None, "certificate verify failed", "unable to get local issuer certificate"),
+        ("elsewhere", "ca", "the certificate is for another host", "IP address mismatch"),
+    ],
+)
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_tls_with_a_stranger(
+    pbx: Pbx, certificates: Certificates, certificate: str, ca: str | None, why: str, tried: str
+) -> None:
+    """Who does not prove to be the one is told nothing; without a file, this machine's trust counts."""
+    pytest.importorskip("OpenSSL")
+    path = certificates.folder / f"{ca}.pem" if ca else None
+    with tls(pbx.asterisk, certificates, certificate) as port:
+        async with Client(pbx.asterisk, port=port, tls=True, ca=path) as client:
+            await deferLater(client.reactor, 1.5)
+            assert client.log == [f"AMI at {client.login.where}: TLS failed: {why}"]
+            assert tried in await deferToThread(try_login, client.login)
+            assert not pbx.site_lines("logged on")
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_tls_on_one_side_only(pbx: Pbx, certificates: Certificates) -> None:
+    pytest.importorskip("OpenSSL")
+    with tls(pbx.asterisk, certificates, "here") as port:
+        async with Client(pbx.asterisk, port=port) as client:
+            await client.until(lambda: client.log, 8)
+            assert "is this the port of a manager interface, and tls set as it is there?" in client.log[0]
+        async with Client(pbx.asterisk, tls=True) as client:
+            await client.until(lambda: client.log, 8)
+            assert client.log == [f"AMI at {client.login.where}: TLS failed: wrong version number"]
+            assert "TLS failed" in await deferToThread(try_login, client.login)
+
+
 # Figures
 
 
@@ -351,3 +481,20 @@ def test_try_login(pbx: Pbx) -> None:
     assert try_login(Login(host, port, AMI_USER, AMI_SECRET)) == ""
     assert "Authentication failed" in try_login(Login(host, port, AMI_USER, "wrong"))
     assert "Authentication failed" in try_login(Login(host, port, "nobody", AMI_SECRET))
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_right_that_lacks_is_named(pbx: Pbx) -> None:
+    asterisk = pbx.asterisk
+    asterisk.configure_ami(user="write=call")
+    asterisk.reload_ami()
+    try:
+        async with Client(asterisk) as client:
+            ami = (await client.is_up()).ami
+            with pytest.raises(AmiError, match="Asterisk refuses Originate: Permission denied"):
+                await ami.originate("Local/1000@ring/n", "phones", "5555", 10.0)
+            said = await deferToThread(try_login, client.login)
+            assert said.endswith("may not Originate: manager.conf must say write=originate for him")
+    finally:
+        asterisk.configure_ami()
+        asterisk.reload_ami()

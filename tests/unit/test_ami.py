@@ -549,7 +549,7 @@ def test_a_refusal_is_a_sentence() -> None:
 
 
 def test_only_the_answer_is_the_answer() -> None:
-    """An event with the action's id is none, whatever else it says; nor is what carries another's id, or none."""
+    """Not an event with the action's id, whatever else it says; not what carries another id, or none."""
     office = Office().connect()
     asked = outcome(office.ami.ask("A"))
     [action] = office.heard()
@@ -978,6 +978,14 @@ def test_certificates_that_cannot_be_used_are_told_at_the_start(
     office = Office(Login("192.0.2.1", 5039, "fastagi", SECRET, tls=True, ca=ca))
     with pytest.raises(AmiError, match="ca.pem"):
         office.ami.start()
+
+
+def test_a_host_that_is_none_is_told() -> None:
+    pytest.importorskip("OpenSSL")
+    office = Office(Login("x" * 64, 5039, "fastagi", SECRET, tls=True))
+    with pytest.raises(AmiError, match="is no name of a host"):
+        office.ami.start()
+    assert try_login(Login("a..b", 5038, "fastagi", SECRET)).startswith("AMI at a..b:5038: ")
 
 
 def test_ipv6() -> None:
