@@ -183,7 +183,7 @@ class Ami:
 
     def _event(self, message: Message) -> None:
         listener, keys = self._listeners.get(message["Event"], (None, ()))
-        if listener is None or not all(key in message for key in keys):
+        if not self.connected or listener is None or not all(key in message for key in keys):
             return
         try:
             listener(*(message[key] for key in keys))

@@ -83,8 +83,6 @@ class Connection(Protocol):
             self._drop("nobody listens there")
             return
         self.transport.setTcpNoDelay(True)
-        self._heard = self._reactor.seconds()
-        self._watch()
         self._life = Deferred.fromCoroutine(self._live())
         self._life.addErrback(self._failed)
 
@@ -96,6 +94,7 @@ class Connection(Protocol):
             raise AmiError(f"it says nothing: {MISFIT}") from None
         challenge = await self.act("Challenge", {"AuthType": "MD5"})
         await self.act("Login", login_fields(self._login, challenge))
+        self._watch()  # so far each step had its own deadline
         await self._run()
 
     def _failed(self, failure: Failure) -> None:
@@ -128,7 +127,7 @@ class Connection(Protocol):
 
     def _answered(self, message: Message) -> None:
         action = self._waiting.get(message.get("ActionID", ""))
-        if action is None or action.answer.called:
+        if action is None:
             return
         if (refusal := fault(action.name, message)) is not None:
             action.answer.errback(refusal)
@@ -137,7 +136,7 @@ class Connection(Protocol):
 
     def _listed(self, message: Message) -> None:
         action = self._waiting.get(message["ActionID"])
-        if action is None or action.listed is None or action.answer.called:
+        if action is None or action.listed is None:
             return
         if message["Event"] == "DeviceStateListComplete":
             action.answer.callback(message)
@@ -153,8 +152,6 @@ class Connection(Protocol):
         try:
             for message in self._framer.feed(data):
                 self._receive(message)
-                if self._why:
-                    return
         except AmiError as error:
             self._drop(str(error))
             return
@@ -205,8 +202,7 @@ class Connection(Protocol):
         if self._life is not None:
             self._life.cancel()
         for action in tuple(self._waiting.values()):
-            if not action.answer.called:
-                action.answer.errback(AmiLost(f"{action.name} was not answered: the AMI connection is lost"))
+            action.answer.errback(AmiLost(f"{action.name} was not answered: the AMI connection is lost"))
 
 
 class Connections(Factory):
@@ -273,8 +269,9 @@ def _with_tls(reactor: Any, plain: Any, login: Login) -> Any:
 
 _REASONS: Final = (
     ((errors.ConnectionRefusedError, ConnectionRefusedError), "nobody listens there"),
-    ((errors.TimeoutError, TimeoutError), "no answer"),
-    ((errors.DNSLookupError, socket.gaierror), "there is no such host"),
+    # A host that is off gives now the one, now the other of these.
+    ((errors.ConnectError, TimeoutError), "no answer"),
+    ((errors.DNSLookupError, socket.gaierror, UnicodeError), "there is no such host"),
     ((errors.ConnectionClosed, ConnectionError), "the connection was closed"),
 )
 
@@ -291,6 +288,6 @@ def explained(error: BaseException | None) -> str:
         return "TLS failed: the certificate is for another host"
     if error is not None and error.args and isinstance(error.args[0], list):
         return shown(f"TLS failed: {', '.join(str(entry[-1]) for entry in error.args[0])}")
-    if why := getattr(error, "verify_message", None) or getattr(error, "reason", None):
-        return shown(f"TLS failed: {why}")
+    if isinstance(error, OSError) and hasattr(error, "reason"):
+        return shown(f"TLS failed: {getattr(error, 'verify_message', error.reason)}")
     return shown(f"{type(error).__name__}: {error}")

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +259,23 @@ def test_a_wrong_password_is_said_once_and_again_after_it_had_worked() -> None:
     assert office.log[1] == CONNECTED and office.log[3:] == [line]
 
 
+def test_the_same_reason_is_said_again_after_it_had_worked() -> None:
+    office = Office().connect()
+    for _ in range(3):
+        office.wire.lose(errors.ConnectionDone())
+        office.advance(10)
+        office.welcomes()
+    closed = "AMI at 192.0.2.1:5038: the connection was closed"
+    assert office.log == [CONNECTED, closed, CONNECTED, closed, CONNECTED, closed, CONNECTED]
+
+
+def test_what_closes_before_it_greets_is_said_to_be_another_port() -> None:
+    office = Office()
+    office.ami.start()
+    office.accept().lose(errors.ConnectionDone())
+    assert "closed at once: is this the port of a manager interface" in office.log[0]
+
+
 def test_why_there_is_no_connection_is_said_when_it_changes() -> None:
     office = Office()
     office.ami.start()
@@ -266,6 +283,7 @@ def test_why_there_is_no_connection_is_said_when_it_changes() -> None:
         errors.ConnectionRefusedError(),
         errors.ConnectionRefusedError(),
         errors.TimeoutError(),
+        errors.ConnectError(113, "No route to host"),
         errors.DNSLookupError(),
         errors.ConnectionRefusedError(),
         OSError("what\never\x1b[1m"),
@@ -376,7 +394,7 @@ def test_who_says_nothing_is_left(said: bytes) -> None:
     office.accept()
     office.says(said)
     office.advance(ANSWER_WITHIN)
-    assert office.wire.lost and "says nothing" in office.log[0]
+    assert office.wire.lost and "says nothing" in office.log[0] and office.heard() == []
 
 
 def test_a_login_that_is_not_answered_ends() -> None:
@@ -469,6 +487,15 @@ def test_an_event_that_comes_with_the_login_is_told() -> None:
     accepted = office.answers(office.greets())
     office.says(accepted + changed("PJSIP/1", "INUSE"))
     assert office.events == ["up", ("PJSIP/1", "INUSE")]
+
+
+def test_before_the_login_nothing_is_an_event() -> None:
+    office = Office()
+    office.ami.start()
+    login = office.greets()
+    office.says(changed("PJSIP/1", "INUSE"))
+    office.says(office.refuses(login, "Authentication failed") + changed("PJSIP/1", "INUSE"))
+    assert office.events == []
 
 
 def test_our_own_fault_in_a_listener_stops_no_event() -> None:
@@ -658,6 +685,17 @@ def test_what_waits_when_the_connection_is_lost_ends() -> None:
     office.wire.lose(errors.ConnectionDone())
     assert [type(error) for [error] in waiting] == [AmiLost] * 4 and again == []
     assert "not connected" in str(waiting[-1][0])
+
+
+def test_one_that_ends_may_give_up_another() -> None:
+    office = Office().connect()
+    first: Any = Deferred.fromCoroutine(office.ami.ask("A"))
+    second: Any = Deferred.fromCoroutine(office.ami.ask("B"))
+    ended: list[Any] = []
+    first.addErrback(lambda _: second.cancel())
+    second.addErrback(lambda failure: ended.append(failure.type))
+    office.wire.lose(errors.ConnectionDone())
+    assert ended == [CancelledError]
 
 
 def test_an_action_that_its_caller_gives_up_is_forgotten() -> None:
@@ -985,7 +1023,7 @@ def test_a_host_that_is_none_is_told() -> None:
     office = Office(Login("x" * 64, 5039, "fastagi", SECRET, tls=True))
     with pytest.raises(AmiError, match="is no name of a host"):
         office.ami.start()
-    assert try_login(Login("a..b", 5038, "fastagi", SECRET)).startswith("AMI at a..b:5038: ")
+    assert try_login(Login("a..b", 5038, "fastagi", SECRET)) == "AMI at a..b:5038: there is no such host"
 
 
 def test_ipv6() -> None:
@@ -1035,6 +1073,11 @@ def answer(*lines: str, response: str = "Success") -> Callable[[Message], bytes]
     )
 
 
+def anothers(action: Message) -> bytes:
+    """The answer to somebody else, and then the one to us."""
+    return text("Response: Error", "ActionID: 99") + answer("Challenge: 1")(action)
+
+
 ALL = ("Getvar: ", "Setvar: ", "Hangup: ", "Originate: ", "DeviceStateList: ")
 WELCOME = (GREETING, answer("Challenge: 1"), answer())
 
@@ -1051,6 +1094,7 @@ WELCOME = (GREETING, answer("Challenge: 1"), answer())
         ((GREETING,), "no answer"),
         ((GREETING, b""), "was closed"),
         ((b"A",), "no answer"),
+        ((GREETING, anothers, answer(), answer(*ALL)), ""),
         ((*WELCOME, answer(*ALL[:3])), "may not Originate: manager.conf must say write=originate"),
         ((*WELCOME, answer(*ALL[:1], *ALL[3:])), "may not Setvar, Hangup: manager.conf must say write=call"),
         ((*WELCOME, answer("Ping: ")), "write=call,originate"),
@@ -1076,10 +1120,19 @@ def test_try_login_where_nobody_listens() -> None:
 
 
 def test_try_login_is_not_held_by_one_who_talks_for_ever() -> None:
-    def chatter(action: Message) -> bytes:
-        return text("Event: Newchannel") * 1000
+    server = socket.create_server(("127.0.0.1", 0))
 
+    def chatter() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.sendall(GREETING)
+            while True:
+                connection.sendall(text("Event: Newchannel"))
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
     began = time.monotonic()
-    with listener(GREETING, chatter) as port:
-        said = try_login(Login("127.0.0.1", port, "fastagi", SECRET), 0.3)
-    assert "no answer" in said and time.monotonic() - began < 3
+    with server:
+        said = try_login(Login("127.0.0.1", server.getsockname()[1], "fastagi", SECRET), 0.3)
+    thread.join(5)
+    assert said.endswith(": no answer") and 0.2 < time.monotonic() - began < 3
