@@ -47,15 +47,31 @@ def findings(path: Path | None) -> Iterator[Finding]:
     else:
         yield Finding("configuration", Result.OK, f"{path or DEFAULT_PATH} is in order")
     yield from door(config)
+    yield from _ami(config)
     yield from _user(config)
     yield from _database(config)
     yield from _server(config)
 
 
+def _ami(config: Config) -> Iterator[Finding]:
+    if not config.ami:
+        return
+    from fastagi.pbx.ami import Login, try_login  # and with it Twisted, only where it is needed
+
+    ami = config.ami
+    try:
+        fault = try_login(Login(ami.host, ami.port, ami.username, ami.secret(), ami.tls, ami.ca))
+    except ConfigError as error:
+        fault = error.faults[0]
+    who = f"{ami.username} at {ami.host}:{ami.port}"
+    yield _found("ami", fault, f"AMI lets us in as {who}")
+
+
 def door(config: Config) -> Iterator[Finding]:
     """The folders and files without which the server does not start."""
-    yield _found("spool", _spool_fault(config.spool), f"call files can be put into {config.spool}")
-    yield _found("temp", _temp_fault(config), f"call files can move from {config.temp} into the spool")
+    if not config.originate:
+        yield _found("spool", _spool_fault(config.spool), f"call files can be put into {config.spool}")
+        yield _found("temp", _temp_fault(config), f"call files can move from {config.temp} into the spool")
     folder = config.store.parent
     yield _found("store", _store_fault(config.store), f"the database can be written in {folder}")
 

@@ -71,6 +71,7 @@ _OF_THE_OPEN = (
     "service_ends",
     "suspended",
     "sign_needed",
+    "idle_after",
     "retry_at",
     "recall_id",
     "taken",

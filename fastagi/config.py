@@ -44,8 +44,34 @@ from fastagi.sip.uri import Malformed, Uri
 DEFAULT_PATH = Path("/etc/fastagi/fastagi.yaml")
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+_MAX_SECRET = 1000
 MAX_VALUES = 250_000
 """Keys and values of a file with its aliases written out: a small file can stand for a huge one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ami:
+    """Where Asterisk's manager interface is, and who we are there."""
+
+    host: str
+    port: int
+    username: str
+    secret_file: Path
+    tls: bool
+    ca: Path | None
+    """PEM certificates that may have signed Asterisk's; None: those that this machine trusts."""
+
+    def secret(self) -> str:
+        """What the file holds; raises `ConfigError`."""
+        try:
+            text = self.secret_file.read_bytes()[:_MAX_SECRET].decode().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+            raise ConfigError([f"{self.secret_file}, the AMI secret, cannot be read: {why}"]) from None
+        if not text or not text.isprintable():
+            sentence = "holds no AMI secret: one line of printable text is needed"
+            raise ConfigError([f"{self.secret_file} {sentence}"])
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +88,10 @@ class Config:
     """The UNIX socket on which the command line speaks to the daemon."""
     directory: Directory
     limits: Limits
+    ami: Ami | None = None
+    """None: Asterisk is polled."""
+    originate: bool = False
+    """Recalls go through AMI, and no call file is ever written."""
     trunks: tuple[Trunk, ...] = ()
     """In the order of the file; where one listens on all addresses, `resolved` makes it ready for use."""
 
@@ -121,6 +151,8 @@ def _config(file: "_File") -> Config:
         control=file.fastagi.control or file.store.parent / _SOCKET,
         directory=Directory(defaults, entries),
         limits=Limits(**{field.name: getattr(file.defaults, field.name) for field in fields(Limits)}),
+        ami=Ami(**dict(file.asterisk.ami)) if file.asterisk.ami else None,
+        originate=file.asterisk.recall == "originate",
         trunks=tuple(_trunk(name, entry) for name, entry in file.trunks.items()),
     )
 
@@ -326,6 +358,18 @@ def _yes_or_no(value: object) -> bool:
 _TRUNK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}", re.ASCII)
 
 
+def _host(value: object) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", text := _text(value), re.ASCII):
+        raise ValueError("no host")
+    return text
+
+
+def _username(value: object) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", text := _text(value), re.ASCII):
+        raise ValueError("no user name")
+    return text
+
+
 def _trunk_name(value: object) -> str:
     if not _TRUNK_NAME.fullmatch(text := _text(value)):
         raise ValueError("no name of a trunk")
@@ -401,10 +445,28 @@ class _Fastagi(_Section):
     control: Annotated[Path | None, PlainValidator(_path), Field(description="an absolute path")] = None
 
 
+class _AmiSection(_Section):
+    host: Annotated[
+        str,
+        PlainValidator(_host),
+        Field(description="an IP address or a host name, at most 253 letters, digits, - . and :,"),
+    ] = "127.0.0.1"
+    port: Annotated[_Count, Field(ge=1, le=65535)] = 5038
+    username: Annotated[
+        str, PlainValidator(_username), Field(description="1 to 80 letters, digits, _ . or -,")
+    ]
+    secret_file: _Path
+    tls: _YesOrNo = False
+    ca: Annotated[Path | None, PlainValidator(_path), Field(description="an absolute path")] = None
+
+
 class _Asterisk(_Section):
     spool: _Path = Path("/var/spool/asterisk/outgoing")
     temp: _Path = Path("/var/spool/asterisk/tmp")
-    recall: Annotated[Literal["callfile"], BeforeValidator(_text), Field(description="callfile")] = "callfile"
+    recall: Annotated[
+        Literal["callfile", "originate"], BeforeValidator(_text), Field(description="callfile or originate")
+    ] = "callfile"
+    ami: _AmiSection | None = None
 
 
 _DevState = Annotated[
@@ -412,9 +474,7 @@ _DevState = Annotated[
         "UNKNOWN", "NOT_INUSE", "INUSE", "BUSY", "INVALID", "UNAVAILABLE", "RINGING", "RINGINUSE", "ONHOLD"
     ],
     BeforeValidator(_text),
-    Field(
-        description="UNKNOWN, NOT_INUSE, INUSE, BUSY, INVALID, UNAVAILABLE, RINGING, RINGINUSE or ONHOLD"
-    ),
+    Field(description="UNKNOWN, NOT_INUSE, INUSE, BUSY, INVALID, UNAVAILABLE, RINGING, RINGINUSE or ONHOLD"),
 ]
 
 
@@ -682,7 +742,6 @@ _SECTIONS: dict[str, type[_Section]] = {
     "extensions": _Entry,
     "trunks": _Trunk,
 }
-_LATER: set[_Location] = {("asterisk", "ami")}  # keys of the design that are still to come
 _KEYS = (
     "1 to 40 of 0-9 * # +, or _ and up to 40 of 0-9 * # + X Z N and sets such as [1-5*], with . or ! only at"
     " the end,"
@@ -703,16 +762,12 @@ def _sentence(at: _Location, kind: str, value: object) -> str:
         return f"{_where(at[:-1])} is neither a number nor a pattern: {_KEYS} is allowed"
     if kind == "too_long" and isinstance(value, list):
         return f"{_where(at)} is a list of {len(value)}: {_allowed(at)} is allowed"
-    if at == ("asterisk", "recall") and value == "originate":
-        return f"{_where(at)} is 'originate', not available in this version: callfile is allowed"
     return f"{_where(at)} is {_shown(value)}: {_allowed(at)} is allowed"
 
 
 def _unknown(at: _Location) -> str:
     keys = list(_section(at).model_fields)
     allowed = f"{', '.join(keys[:-1])} and {keys[-1]} are allowed"
-    if at in _LATER:
-        return f"{_where(at)} is not available in this version: {allowed}"
     name = str(at[-1])[:60]
     hint = ""
     if homes := [title for title, section in _SECTIONS.items() if name in section.model_fields]:
@@ -724,6 +779,8 @@ def _unknown(at: _Location) -> str:
 
 def _section(at: _Location) -> type[_Section]:
     """Whose key this is."""
+    if at[:2] == ("asterisk", "ami") and len(at) > 2:
+        return _AmiSection
     return _File if len(at) == 1 else _SECTIONS[str(at[0])]
 
 
@@ -781,6 +838,10 @@ _T = TypeVar("_T")
 def _look_across(source: _Source) -> None:
     """Faults between keys; read from the raw content, so that they are told beside all the others."""
     _look_across_paths(source)
+    asterisk = _mapping_at(source.content, "asterisk")
+    if asterisk.get("recall") == "originate" and "ami" not in asterisk:
+        sentence = "is 'originate', which goes through AMI: asterisk / ami is needed"
+        source.fault(("asterisk", "recall"), f"asterisk / recall {sentence}")
     _look_across_trunks(source)
     owners: dict[Hashable, _Location] = {}
     for key, entry in _mapping_at(source.content, "extensions").items():

@@ -18,11 +18,16 @@ from fastagi.agi.server import Session
 from fastagi.completion.model import Request, State
 from fastagi.completion.ports import Timer
 from fastagi.completion.service import CompletionService
+from fastagi.config import Ami as AmiConfig
 from fastagi.config import Config, resolved
 from fastagi.errors import ConfigError, Refused
-from fastagi.pbx.callfile import LocalAgent, Spool, SpoolThread, recall_name
+from fastagi.pbx.ami import Ami, Login
+from fastagi.pbx.amiwatch import AmiWatch, Originates
+from fastagi.pbx.callfile import CallFiles, LocalAgent, Spool, SpoolThread, recall_name
 from fastagi.pbx.devicestate import DeviceStates
+from fastagi.pbx.lamp import Lamps
 from fastagi.pbx.poll import Poller
+from fastagi.pbx.watch import Watcher
 from fastagi.sip.callcompletion import CallCompletion
 from fastagi.sip.element import BRANCH, Element
 from fastagi.sip.transport import Link
@@ -100,6 +105,18 @@ def ask(method: Callable[..., None], *args: object) -> "Deferred[Any]":
     return answered
 
 
+def manager(reactor: Any, ami: AmiConfig, watch: AmiWatch) -> Ami:
+    """The AMI client of this configuration; raises `ConfigError`."""
+    return Ami(
+        reactor,
+        Login(ami.host, ami.port, ami.username, ami.secret(), ami.tls, ami.ca),
+        up=watch.up,
+        device_state=watch.device_state,
+        extension_state=watch.extension_state,
+        log=log,
+    )
+
+
 def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     """Build and start everything on ``reactor``; answers what stops it all in order.
 
@@ -115,13 +132,14 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     states = DeviceStates(
         changed=lambda seen: service.levels(seen), lost=lambda: service.levels_lost(), log=log
     )
-    poller = Poller(
-        reactor, spool, states, gone=lambda recall: service.call_gone(recall), new_token=new_id, log=log
-    )
+    lamps = Lamps(dark=lambda extension: service.lamps.dark(extension))
+    watcher = Watcher(reactor, states, lamps, gone=lambda recall: service.call_gone(recall))
+    poller = Poller(reactor, spool, watcher, new_token=new_id, log=log)
+    ami = manager(reactor, config.ami, AmiWatch(watcher, states)) if config.ami else None
     agent = LocalAgent(
-        spool,
+        Originates(ami) if ami and config.originate else CallFiles(spool),
         ring=lambda request: service.ring(request),
-        hang_up=poller.hang_up,
+        hang_up=watcher.hang_up,
         undelivered=lambda recall, why: service.recall_undelivered(recall, why),
         log=log,
     )
@@ -132,7 +150,8 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
         clock=clock,
         directory=directory,
         agent=agent,
-        monitor=poller,
+        monitor=watcher,
+        lamp=watcher,
         limits=config.limits,
         new_recall_id=new_id,
         log=log,
@@ -159,7 +178,8 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     server = Server(scripts, allow=config.allow, deadline=SESSION_DEADLINE)
 
     offers, requests, last_id = store.load()
-    _remove_leftovers(spool.spool, requests)
+    if not config.originate:
+        _remove_leftovers(spool.spool, requests)
     # Before anything is begun: a server that cannot listen rings nobody.
     # First the trunks: where the AGI port answers, calls pass.
     for link in links.values():
@@ -171,6 +191,10 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
         raise ConfigError([f"nobody can listen on {where}: {error.socketError.strerror}"]) from error
     stop_control = control.listen(reactor, config.control, service, beyond.probe)
     spool.start()
+    if not config.originate:
+        watcher.changed = poller.look
+    if ami:
+        ami.start()
     service.start(offers, requests, last_id, store.kept())
     # Said when it is true that a signal stops us in order.
     reactor.callWhenRunning(
@@ -187,6 +211,9 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
             link.element.close()
             await _maybe(link.stop())
         poller.stop()
+        watcher.stop()
+        if ami:
+            await ami.stop()
         server.close()
         spool.stop()
         store.close()

@@ -11,7 +11,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from fastagi.agi.wire import Call
-from fastagi.completion.model import Device, Invalid, Number, Offer, Request, State, context, device, number
+from fastagi.completion.model import (
+    Device,
+    Invalid,
+    Number,
+    Offer,
+    Request,
+    State,
+    context,
+    device,
+    number,
+    own_device,
+)
 from fastagi.completion.offers import FailedCall
 from fastagi.completion.service import CompletionService, Place, RecallPlan, Target
 from fastagi.errors import Refused
@@ -26,7 +37,6 @@ _NOTE = re.compile(r"Local/s@cc-note-[0-9a-f]{8};[12]", re.ASCII)
 _RECALL = re.compile(r"Local/([0-9]{15})@cc-recall-[0-9a-f]{8};[12]", re.ASCII)
 _RECALL_NOTE = re.compile(r"Local/([0-9]{15})@cc-note-[0-9a-f]{8};[12]", re.ASCII)
 _UNIQUEID = re.compile(r"[A-Za-z0-9._-]{1,150}", re.ASCII)
-_ENDPOINT_LIKE = re.compile(r"[0-9+]+", re.ASCII)
 _WORD = re.compile(r"[A-Z_]{0,20}", re.ASCII)
 # One contact as PJSIP_DIAL_CONTACTS() gives it: its URI is the phone's choice, and Dial() splits at & and ,
 _CONTACT = re.compile(r"PJSIP/[A-Za-z0-9_.+-]{1,80}/sips?:[A-Za-z0-9_.!~*%@:;=+\[\]-]{1,400}", re.ASCII)
@@ -82,19 +92,19 @@ def _cause(text: str) -> int:
     return int(text or 0)
 
 
-def _dialled(text: str, callee: Number) -> tuple[Device, ...]:
-    """The devices a dial string rings, if all of them can be watched; else none.
+def _dialled(text: str, callee: Number) -> tuple[Device, ...] | None:
+    """The devices a dial string rings, if all of them can be watched; None where there is no dial string.
 
     ``PJSIP/ep/sip:...`` and ``PJSIP/x@ep`` go through ``ep`` to somewhere else, and its state says nothing;
     but ``PJSIP/2000/sip:...`` for extension 2000 is how PJSIP_DIAL_CONTACTS() names that phone itself.
     """
-    own = device(f"PJSIP/{callee}") if _ENDPOINT_LIKE.fullmatch(callee) else None
-    found: dict[Device, None] = {}
     if not text:
-        return (own,) if own else ()
+        return None
+    found: dict[Device, None] = {}
+    own = own_device(callee) if callee else ()
     for part in text.split("&"):
-        if own and part.startswith(f"{own}/"):
-            found[own] = None
+        if own and part.startswith(f"{own[0]}/"):
+            found[own[0]] = None
             continue
         try:
             found[device(part)] = None
@@ -180,10 +190,13 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
     recorded = {"CC_OFFERED": "1", "CC_SERVICE": offer.service, "CC_OFFER_ID": str(offer.id)}
     if offer.agent:
         return recorded  # he asks at his own PBX
-    how = service.settings(offer.caller)
-    digit = "" if how.cc_offer_digit == "off" else how.cc_offer_digit
-    prompt = {"CC_OFFER_REPEAT": str(how.cc_offer_repeat), "CC_OFFER_WAIT": f"{how.cc_offer_wait:g}"}
-    return {**recorded, "CC_OFFER_DIGIT": digit, **prompt}
+    caller = service.settings(offer.caller)
+    return {
+        **recorded,
+        "CC_OFFER_DIGIT": "" if caller.cc_offer_digit == "off" else caller.cc_offer_digit,
+        "CC_OFFER_REPEAT": str(caller.cc_offer_repeat),
+        "CC_OFFER_WAIT": f"{caller.cc_offer_wait:g}",
+    }
 
 
 def _retained(over: Request) -> Variables:
@@ -211,16 +224,17 @@ async def _placed(place: Place, service: CompletionService, ask: Ask) -> Variabl
 async def cancel(session: Session, service: CompletionService, ask: Ask) -> Variables:
     """1 extension, if not that of the latest request."""
     await ask(service.cancel, _caller(session.call.channel), _wanted(session.call))
-    return _CANCELLED
+    return _cancelled()
 
 
-_CANCELLED = {"CC_CANCEL_RESULT": "SUCCESS", "CC_CANCEL_REASON": ""}
+def _cancelled() -> Variables:
+    return {"CC_CANCEL_RESULT": "SUCCESS", "CC_CANCEL_REASON": ""}
 
 
 async def cancelall(session: Session, service: CompletionService, ask: Ask) -> Variables:
     """Takes back all that this caller waits for."""
     ended: list[Request] = await ask(service.cancel_all, _caller(session.call.channel))
-    return {**_CANCELLED, "CC_CANCELLED": str(len(ended))}
+    return {**_cancelled(), "CC_CANCELLED": str(len(ended))}
 
 
 async def toggle(session: Session, service: CompletionService, ask: Ask) -> Variables:
@@ -230,7 +244,7 @@ async def toggle(session: Session, service: CompletionService, ask: Ask) -> Vari
     done: Place | Request = await ask(service.toggle, _caller(session.call.channel), _wanted(session.call))
     if isinstance(done, Place):
         return {"CC_TOGGLE": "request", **await _placed(done, service, ask)}
-    return {"CC_TOGGLE": "cancel", **_CANCELLED}
+    return {"CC_TOGGLE": "cancel", **_cancelled()}
 
 
 async def status(session: Session, service: CompletionService, ask: Ask) -> Variables:
@@ -250,13 +264,13 @@ async def recall(session: Session, service: CompletionService, ask: Ask) -> Vari
     dial = plan.caller.dialstring or "&".join([await _contacts(session, d) for d in plan.devices])
     if len(dial) > LONGEST_DIAL:
         dial = "&".join(plan.devices)
-    who, how = plan.callee.name or plan.callee.number, plan.caller.settings
+    who, prefix = plan.callee.name or plan.callee.number, plan.caller.settings.cc_recall_prefix
     return {
         "CC_DIAL": dial,
         "CC_RING": f"{plan.ring:g}",
         "CC_CID_NUM": plan.callee.number,
-        "CC_CID_NAME": f"{how.cc_recall_prefix}{who}" if how.cc_recall_prefix else f"{who} (callback)",
-        "CC_ALERT_INFO": how.cc_recall_alert_info,
+        "CC_CID_NAME": f"{prefix}{who}" if prefix else f"{who} (callback)",
+        "CC_ALERT_INFO": plan.caller.settings.cc_recall_alert_info,
     }
 
 

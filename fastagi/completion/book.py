@@ -19,6 +19,8 @@ class Book:
         self.changes = Changes()
         self.kept: defaultdict[str, dict[str, Kept]] = defaultdict(dict)
         """What others keep, by kind and key."""
+        self.touched: dict[Number, Request | None] = {}
+        """Callers of whom something has changed, each with his latest request that has ended, if any."""
         self._requests: dict[int, Request] = {}
         self._by_caller: defaultdict[Number, list[Offer]] = defaultdict(list)
         self._by_call: dict[tuple[str, Number], Offer] = {}
@@ -121,6 +123,7 @@ class Book:
         self.changes = Changes()
 
     def _add_offer(self, offer: Offer) -> None:
+        self.touched.setdefault(offer.caller, None)
         self.offers[offer.id] = offer
         own = self._by_caller[offer.caller]
         own.append(offer)
@@ -142,6 +145,9 @@ class Book:
         if old is not None:
             self._requests.pop(old.id, None)
             self._by_recall.pop(old.recall_id, None)
+            self.touched.setdefault(old.caller, None)
+        if new is not None:
+            self.touched[new.caller] = self.touched.get(new.caller) if new.state in OPEN else new
         if new is not None and new.state in OPEN:
             self._requests[new.id] = new
             if new.recall_id:

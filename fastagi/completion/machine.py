@@ -33,6 +33,10 @@ from fastagi.errors import Refused
 
 ACCEPT_WITHIN = 4.0
 """Seconds that another PBX has to accept a request: its caller holds the line meanwhile."""
+BEGIN_WITHIN = 10.0
+"""Seconds that Asterisk has to begin a recall; what it lets lie (or drops, while it stops) is taken back."""
+RECALL_GRACE = 15.0
+"""Seconds beyond ``cc_recall_timer`` until a recall nobody reports on is given up."""
 CALL_LIMIT = 12 * 3600.0
 """Seconds after which a CC call nobody reports on is given up."""
 FAR_CALL_LIMIT = 240.0
@@ -257,7 +261,7 @@ def _selected(r: Request, e: Selected, now: float, p: Policy) -> Step:
         taken=bool(r.agent),  # the other PBX rings its caller itself
         channel="",
         retry_at=0.0,
-        recall_ends=now + p.caller.cc_recall_timer + p.recall_grace,
+        recall_ends=now + (p.caller.cc_recall_timer if r.agent else BEGIN_WITHIN),
     )
     return Step(new, f"{r.callee} is free: ringing {r.caller}", (Recall(new),))
 
@@ -284,7 +288,9 @@ def _sign_of_life(r: Request, e: SignOfLife, now: float, p: Policy) -> Step:
 def _recall_taken(r: Request, e: RecallTaken, now: float, p: Policy) -> Step:
     if r.taken:
         raise Refused("RECALL_TAKEN", f"recall {r.recall_id} of request {r.id} was taken already")
-    return Step(replace(r, taken=True, channel=e.channel), f"Asterisk rings {r.caller} on {e.channel}")
+    ends = now + p.caller.cc_recall_timer + RECALL_GRACE
+    new = replace(r, taken=True, channel=e.channel, recall_ends=ends)
+    return Step(new, f"Asterisk rings {r.caller} on {e.channel}")
 
 
 def _requeue(r: Request, now: float, why: str, **changes: object) -> Step:

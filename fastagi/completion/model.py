@@ -49,6 +49,11 @@ def devices(text: str) -> tuple[Device, ...]:
     return tuple(device(part) for part in parts)
 
 
+def own_device(number: Number) -> tuple[Device, ...]:
+    """The endpoint that is named as this number, if one can be: * and # are in no endpoint's name."""
+    return () if set(number) & set("*#") else (Device(f"PJSIP/{number}"),)
+
+
 HINT = "Hint:"
 
 
@@ -174,17 +179,12 @@ class Extension:
     """<number>@<context> of its hint; empty: its number in the context of the call."""
 
 
-RECALL_GRACE = 15.0
-"""Seconds beyond ``cc_recall_timer`` until a recall nobody reports on is given up."""
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The settings one request lives under: some are the caller's, some the callee's (README, "Settings")."""
 
     caller: Settings
     callee: Settings
-    recall_grace: float = RECALL_GRACE
 
     def service_timer(self, service: Service) -> float:
         """How long a request may wait: the shorter of the caller's and the callee's timer."""

@@ -4,7 +4,17 @@ from dataclasses import dataclass, replace
 
 from fastagi.completion import machine
 from fastagi.completion.book import Book
-from fastagi.completion.model import Context, Device, Extension, Limits, Number, Offer, Service, hint
+from fastagi.completion.model import (
+    Context,
+    Device,
+    Extension,
+    Limits,
+    Number,
+    Offer,
+    Service,
+    hint,
+    own_device,
+)
 from fastagi.completion.ports import Beyond, Directory
 from fastagi.errors import Refused
 
@@ -21,15 +31,16 @@ FORGET_EVERY = 60.0
 class FailedCall:
     """What the dialplan tells of a call that was not answered.
 
-    ``devices``: those it dialled, if watchable; ``through``: the endpoint it was dialled through, and
-    ``dialled`` whom it called there; ``call_in`` and ``call_out``: its Call-IDs towards the caller and towards
-    the callee. Empty where there is none. ``caller_id`` is a mere word, of use only where no Call-ID is known.
+    ``devices``: those it dialled, if watchable, None where it does not tell; ``through``: the endpoint it was
+    dialled through, and ``dialled`` whom it called there; ``call_in`` and ``call_out``: its Call-IDs towards the
+    caller and towards the callee. Empty where there is none. ``caller_id`` is a mere word, of use only where no
+    Call-ID is known.
     """
 
     caller: Device
     context: Context
     callee: Number
-    devices: tuple[Device, ...]
+    devices: tuple[Device, ...] | None
     dialstatus: str
     cause: int
     uniqueid: str
@@ -79,9 +90,9 @@ class Offers:
             return old
         callee = self._directory.extension(call.callee)
         monitor = self._beyond.trunk(Device(call.through)) if call.through else ""
-        watched = () if monitor or not call.callee else self._watched(call, callee)
-        devices = tuple(d for d in watched if d not in (call.caller, *caller.devices))
         service = machine.service_of(call.dialstatus, call.cause)
+        watched = () if monitor or not call.callee else self._watched(call, callee, service)
+        devices = tuple(d for d in watched if d not in (call.caller, *caller.devices))
         if monitor and call.callee:
             dialled = call.dialled or call.callee
             call_out = call.call_out or self._beyond.call_id(monitor, True, dialled, caller.number)
@@ -135,13 +146,16 @@ class Offers:
         return "" if service and watchable else NOT_WATCHABLE
 
     @staticmethod
-    def _watched(call: FailedCall, callee: Extension) -> tuple[Device, ...]:
-        """What says if the callee is free: his hint, or those of his devices that the call has rung."""
-        if callee.settings.monitor == "hint":
+    def _watched(call: FailedCall, callee: Extension, service: Service | None) -> tuple[Device, ...]:
+        """What says if the callee is free: his hint, or the devices that the call was to ring.
+
+        Whether he is logged in no hint says: that of PJSIP/2000&Custom:DND2000 is NOT_INUSE also if he is not.
+        """
+        if callee.settings.monitor == "hint" and service is not Service.CCNL:
             return (hint(callee.hint or f"{callee.number}@{call.context}"),)
-        if not callee.devices or set(callee.devices) & set(call.devices):
-            return call.devices
-        return callee.devices
+        if call.devices is not None:
+            return call.devices or callee.devices
+        return callee.devices or own_device(call.callee)
 
     def offered_late(self, id: int, now: float) -> None:
         """The other PBX has offered this call after it was recorded as one it does not offer."""

@@ -46,6 +46,19 @@ class Monitor(Protocol):
         """From now on watch just these devices (each at least every so many seconds) and these recalls."""
 
 
+class Lamp(Protocol):
+    """The lamps on the phones of this PBX."""
+
+    def show(self, extension: Number, state: str) -> None:
+        """The lamp of this extension shows ``state``, a device state of Asterisk, from now on."""
+
+
+class NoLamps:
+    """Phones without any."""
+
+    def show(self, extension: Number, state: str) -> None: ...
+
+
 class Directory(Protocol):
     """The extensions of this PBX."""
 

@@ -25,6 +25,8 @@ class View:
     """What a device was last seen to be; None: not read, or not watched."""
     since: Callable[[Device], float]
     """When it became idle; 0: it was so when first looked at."""
+    used: Callable[[Device], float]
+    """When it was last seen in use."""
     guard: Callable[[Request], float]
     """Seconds that this request's callee is left alone once he is free."""
     now: float
@@ -60,6 +62,11 @@ def ready(request: Request, view: View) -> bool:
     return since is not None and since + view.guard(request) <= view.now
 
 
+def _in_use(device: Device, request: Request, view: View) -> bool:
+    """Now, or for a moment since it matters."""
+    return view.look(device) is Presence.IN_USE or view.used(device) > request.idle_after > 0
+
+
 def parties(request: Request) -> set[str]:
     """Who and what a turn of this request takes: devices, and the numbers of those who are of this PBX."""
     taken: set[str] = {*request.caller_devices, *request.callee_devices}
@@ -81,7 +88,7 @@ def select(requests: Sequence[Request], view: View) -> tuple[Request, Verdict] |
     for request in requests:
         if request.state is not State.QUEUED:
             continue
-        if request.sign_needed and Presence.IN_USE in map(view.look, request.callee_devices):
+        if request.sign_needed and any(_in_use(d, request, view) for d in request.callee_devices):
             return request, Verdict.SIGN_OF_LIFE
         caller = together(map(view.look, request.caller_devices))
         if request.suspended:

@@ -9,8 +9,8 @@ from functools import partial
 
 from fastagi.completion import machine, queue
 from fastagi.completion.book import Book
+from fastagi.completion.lamps import LampRules
 from fastagi.completion.model import (
-    RECALL_GRACE,
     TURN,
     Context,
     Device,
@@ -34,8 +34,10 @@ from fastagi.completion.ports import (
     Clock,
     Directory,
     Kept,
+    Lamp,
     LogEntry,
     Monitor,
+    NoLamps,
     Store,
     far_device,
 )
@@ -95,8 +97,10 @@ class CompletionService:
         new_recall_id: Callable[[], str],
         log: Callable[[str], None],
         beyond: Beyond | None = None,
+        lamp: Lamp | None = None,
     ) -> None:
         self._beyond = beyond or Alone()
+        self._lamp = lamp or NoLamps()
         self._clock = clock
         self._directory = directory
         self._agent = agent
@@ -105,8 +109,10 @@ class CompletionService:
         self._new_recall_id = new_recall_id
         self.book = Book()
         self._offers = Offers(self.book, self._beyond, directory, limits)
+        self.lamps = LampRules(self.book, directory)
         self._levels: dict[Device, Presence] = {}
         self._idle_since: dict[Device, float] = {}
+        self._used_at: dict[Device, float] = {}
         self._wanted: dict[Device, float] = {}
         self._settled_at = 0.0
         self._waiting: dict[int, list[Done]] = {}
@@ -245,6 +251,8 @@ class CompletionService:
             if device not in self._wanted:
                 continue
             old = self._levels.get(device)
+            if presence is Presence.IN_USE:
+                self._used_at[device] = now  # also a call that is over before the next turn looks
             if presence is Presence.IDLE and old is not Presence.IDLE:
                 if old is not None:
                     self._idle_since[device] = now
@@ -324,7 +332,13 @@ class CompletionService:
                 return self._beyond.presence(device, now)
             return self._levels.get(device)
 
-        return queue.View(look, lambda device: self._idle_since.get(device, 0.0), self._guard, now)
+        return queue.View(
+            look,
+            since=lambda device: self._idle_since.get(device, 0.0),
+            used=lambda device: self._used_at.get(device, 0.0),
+            guard=self._guard,
+            now=now,
+        )
 
     def _perform(self, effect: machine.Effect) -> None:
         if effect.request.agent:
@@ -336,6 +350,8 @@ class CompletionService:
                 self._agent.stop(request)
 
     def _watch(self) -> None:
+        for extension, state in self.lamps.look(self._settled_at):
+            self._lamp.show(extension, state)
         view = self._view(self._clock.now())
         wanted: dict[Device, float] = {}
         for request in self.book.requests():
@@ -349,6 +365,7 @@ class CompletionService:
             # What is not watched goes stale, and stale is worse than unknown.
             del self._levels[device]
             self._idle_since.pop(device, None)
+            self._used_at.pop(device, None)
         self._wanted = wanted
         calls = frozenset(r.recall_id for r in self.book.requests() if r.taken and not r.agent)
         self._monitor.watch(wanted, calls)
@@ -367,8 +384,9 @@ class CompletionService:
                 due.append(request.recall_ends)
         if self.book.offers:
             due.append(self._settled_at + OFFER_MEMORY)
-        if (at := self._beyond.next_due(self._settled_at)) is not None:
-            due.append(at)
+        due += [
+            at for at in (self._beyond.next_due(self._settled_at), self.lamps.next_due()) if at is not None
+        ]
         return min(due, default=None)
 
     def _guard(self, request: Request) -> float:
@@ -419,8 +437,8 @@ class CompletionService:
     def _policy(self, request: Request) -> Policy:
         caller = self._directory.extension(request.caller).settings
         callee = self._directory.extension(request.callee).settings
-        if request.agent:  # no grace: the other PBX is told how long it has
-            return Policy(self._beyond.settings(request.agent, caller), callee, recall_grace=0.0)
+        if request.agent:
+            return Policy(self._beyond.settings(request.agent, caller), callee)
         return Policy(caller, callee)
 
     def _of_caller(self, caller: Number) -> list[Request]:
@@ -430,7 +448,9 @@ class CompletionService:
         agent = self._beyond.trunk(call.caller)
         recall_id = self._beyond.call_over(agent, call.call_in) if agent and call.call_in else ""
         if not recall_id:
-            return self._offers.record(call, now)
+            offer = self._offers.record(call, now)
+            self._turns.stale |= self.lamps.shows_offers(offer.caller)
+            return offer
         over = self.call_ended(recall_id, call.dialstatus, call.cause, now)
         if over.state is State.ENDED:  # he has lost his place, and may ask anew like anybody else
             self._offers.record(call, now)
@@ -526,9 +546,10 @@ class CompletionService:
             raise Refused("NOT_HIS_KEY", f"{caller} has pressed the key of {key}")
         own = self._of_caller(caller)
         latest = next(reversed(self.book.offers_of(caller)), None)
-        on_offer = latest is not None and latest.service is not None and now < latest.offer_ends
-        asked = latest is not None and latest.callee in [r.callee for r in own]
-        if (on_offer and not asked) or not any(r.state is not State.CALLING for r in own):
+        waiting = [r.callee for r in own if r.state is not State.CALLING]
+        if latest is not None and latest.callee in waiting:
+            return self._cancel(device, latest.callee, now)
+        if not waiting or (latest is not None and latest.service is not None and now < latest.offer_ends):
             return self._ask(device, None, now)
         return self._cancel(device, None, now)
 
@@ -579,7 +600,7 @@ class CompletionService:
         policy = self._policy(request)
         turn = machine.FAR_CALL_LIMIT if request.agent else machine.CALL_LIMIT
         if request.state is State.READY:
-            turn = policy.caller.cc_recall_timer + RECALL_GRACE
+            turn = policy.caller.cc_recall_timer + machine.RECALL_GRACE
         elif request.state is State.REQUESTED:
             turn = machine.ACCEPT_WITHIN
         longest = max(policy.service_timer(service) for service in Service)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
@@ -25,39 +25,41 @@ _T = TypeVar("_T")
 _OUR_ID = re.compile(r"[0-9]{15}", re.ASCII)
 _OUR_NAME = re.compile(r"fastagi-(recall|poll)-[0-9]{15}\.call", re.ASCII)
 ANSWER_GRACE = 10
-"""Seconds that Asterisk waits beyond the inner Dial: else it cuts it off before it can report."""
+"""Seconds that Asterisk waits for a recall's answer beyond those that the phone rings."""
 
 
 class CallFileError(FastagiError):
     """A call file that must not, or could not, be written."""
 
 
-def _id(text: str) -> str:
+def recall_id_of(text: str) -> str:
+    """``text`` as an id of ours, 15 digits; raises `CallFileError`."""
     if not _OUR_ID.fullmatch(text):
-        raise CallFileError(f"{text[:40]!r} is no id of ours (15 digits): it does not go into a call file")
+        raise CallFileError(f"{text[:40]!r} is no id of ours (15 digits): it does not reach Asterisk")
     return text
 
 
 def recall_name(recall_id: str) -> str:
-    return f"fastagi-recall-{_id(recall_id)}.call"
+    return f"fastagi-recall-{recall_id_of(recall_id)}.call"
 
 
 def poll_name(token: str) -> str:
-    return f"fastagi-poll-{_id(token)}.call"
+    return f"fastagi-poll-{recall_id_of(token)}.call"
 
 
-def recall_text(recall_id: str, ring: float) -> str:
-    """The call file of a recall that rings ``ring`` seconds; the dialplan asks us for everything else."""
-    id = _id(recall_id)
+def recall_text(recall_id: str, wait: int) -> str:
+    """The call file of a recall that is given up after ``wait`` seconds; the dialplan asks us for the rest."""
+    id = recall_id_of(recall_id)
     return (
         f"Channel: Local/{id}@cc-recall/n\nContext: cc-call\nExtension: {id}\nPriority: 1\n"
-        f"MaxRetries: 0\nWaitTime: {int(ring) + ANSWER_GRACE}\n"
+        f"MaxRetries: 0\nWaitTime: {wait}\n"
     )
 
 
 def poll_text(token: str) -> str:
     """The call file of the poll session."""
-    return f"Channel: Local/idle@cc-poll/n\nContext: cc-poll\nExtension: {_id(token)}\nPriority: 1\nMaxRetries: 0\n"
+    id = recall_id_of(token)
+    return f"Channel: Local/idle@cc-poll/n\nContext: cc-poll\nExtension: {id}\nPriority: 1\nMaxRetries: 0\n"
 
 
 class Spool:
@@ -136,32 +138,55 @@ class SpoolThread:
         return deferToThreadPool(self._reactor, self._pool, work, *args)
 
 
+class Recalls(Protocol):
+    """A way to have Asterisk begin a recall."""
+
+    def begin(self, recall_id: str, wait: int) -> "Deferred[None]":
+        """Start Local/<id>@cc-recall, which may take ``wait`` seconds to be answered."""
+
+    def withdraw(self, recall_id: str) -> "Deferred[None]":
+        """See to it that it does not begin, if it has not."""
+
+
+class CallFiles:
+    """Recalls by call files."""
+
+    def __init__(self, thread: SpoolThread) -> None:
+        self._thread = thread
+
+    def begin(self, recall_id: str, wait: int) -> "Deferred[None]":
+        deposit = self._thread.spool.deposit
+        return self._thread.run(deposit, recall_name(recall_id), recall_text(recall_id, wait))
+
+    def withdraw(self, recall_id: str) -> "Deferred[None]":
+        return self._thread.run(self._thread.spool.remove, recall_name(recall_id))
+
+
 class LocalAgent:
-    """Rings a caller of this PBX: the agent of the rules, by call files."""
+    """Rings a caller of this PBX: the agent of the rules."""
 
     def __init__(
         self,
-        thread: SpoolThread,
+        recalls: Recalls,
         *,
         ring: Callable[[Request], float],
         hang_up: Callable[[str], None],
         undelivered: Callable[[str, str], None],
         log: Callable[[str], None],
     ) -> None:
-        self._thread = thread
+        self._recalls = recalls
         self._ring = ring
         self._hang_up = hang_up
         self._undelivered = undelivered
         self._log = log
 
     def recall(self, request: Request) -> None:
-        name = recall_name(request.recall_id)
-        text = recall_text(request.recall_id, self._ring(request))
-        done = self._thread.run(self._thread.spool.deposit, name, text)
+        # Asterisk waits longer than the inner Dial(), or it cuts that off before it can report.
+        done = self._recalls.begin(request.recall_id, int(self._ring(request)) + ANSWER_GRACE)
         done.addErrback(lambda f: self._undelivered(request.recall_id, f.getErrorMessage()))
 
     def stop(self, request: Request) -> None:
-        done = self._thread.run(self._thread.spool.remove, recall_name(request.recall_id))
+        done = self._recalls.withdraw(request.recall_id)
         done.addErrback(lambda f: self._log(f.getErrorMessage()))
         if request.channel:
             self._hang_up(request.channel)

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from fastagi.completion.model import Device, Presence
+from fastagi.completion.model import HINT, Device, Presence
 
-# What `core show function DEVICE_STATE` lists. An endpoint with device_state_busy_at shows BUSY while it
-# merely rings, so there ringing counts as being in use.
+# What `core show function DEVICE_STATE` and `core show hints` have. An endpoint with device_state_busy_at shows
+# BUSY while it merely rings, so there ringing counts as being in use.
 PRESENCE = {
     "NOT_INUSE": Presence.IDLE,
     "UNKNOWN": Presence.IDLE,
     "RINGING": Presence.RINGING,
     "INUSE": Presence.IN_USE,
     "RINGINUSE": Presence.IN_USE,
+    "HOLDINUSE": Presence.IN_USE,
     "ONHOLD": Presence.IN_USE,
     "BUSY": Presence.IN_USE,
     "UNAVAILABLE": Presence.GONE,
@@ -29,6 +30,7 @@ class DeviceStates:
         log: Callable[[str], None],
     ) -> None:
         self.names: dict[Device, str] = {}
+        self._heard: dict[str, str] = {}
         self._strange: set[str] = set()
         self._log = log
         self._watched: frozenset[Device] = frozenset()
@@ -37,25 +39,49 @@ class DeviceStates:
 
     def seen(self, device: Device, name: str) -> None:
         """``device`` is ``name`` now; told on only if that is news."""
-        if name not in PRESENCE:
-            if name not in self._strange and len(self._strange) < 10:
-                self._strange.add(name)
-                self._log(f"{name[:40]!r}, said of {device}, is no device state: is func_devstate loaded?")
+        presence = PRESENCE.get(name)
+        if presence is None:
+            self._once(name, f"{name[:40]!r}, said of {device}, is no device state: is func_devstate loaded?")
             return
         if device not in self._watched:
             return
+        if device.startswith(HINT) and name == "UNKNOWN":
+            # Nobody can tell whether he is free, and nobody rings a caller on a guess.
+            self._once(
+                device, f"there is no hint {device.removeprefix(HINT)}: who waits for it waits in vain"
+            )
+            presence = Presence.GONE
         old = self.names.get(device)
         self.names[device] = name
-        if old is None or PRESENCE[old] is not PRESENCE[name]:
-            self._changed({device: PRESENCE[name]})
+        if old is None or PRESENCE[old] is not presence:
+            self._changed({device: presence})
+
+    def heard(self, device: str, name: str) -> None:
+        """An event said so of any device, watched or not."""
+        self._heard[device] = name
+        self.seen(Device(device), name)
+
+    def learn(self, listed: Mapping[str, str]) -> None:
+        """All that there is to know; what an event has said meanwhile is newer."""
+        for device in listed.keys() - self._heard.keys():
+            self.heard(device, listed[device])
 
     def watch(self, devices: Collection[Device]) -> None:
         """Tell of these from now on, and forget the others: told again later, they are news."""
+        new = frozenset(devices) - self._watched
         self._watched = frozenset(devices)
         for device in self.names.keys() - self._watched:
             del self.names[device]
+        for device in sorted(new & self._heard.keys()):
+            self.seen(device, self._heard[device])
 
     def lost(self) -> None:
         """The source is gone, and what it said with it."""
         self.names.clear()
+        self._heard.clear()
         self._lost()
+
+    def _once(self, about: str, sentence: str) -> None:
+        if about not in self._strange and len(self._strange) < 10:
+            self._strange.add(about)
+            self._log(sentence)

@@ -1,143 +1,63 @@
-"""The poll session: a timer scheduler that asks Asterisk for device states over one standing AGI session.
+"""The poll session: a standing AGI session over which Asterisk is asked for device states.
 
 While somebody waits, a call file starts ``Local/idle@cc-poll`` whose other half runs ``AGI(.../poll)``:
 that session stays up and answers one question after the other. It carries a random token, so that no
 other program and no older session of ours can take its place; the newest wins. When Asterisk restarts or
-drops it, it is made anew; when nobody waits any more, it is closed (it would block `core stop gracefully`).
+drops it, it is made anew; when nobody waits any more, or AMI leads, it is closed.
 
-Things to keep in mind: a change shorter than the poll interval is not seen; while there is no session,
-nothing is known, and nobody is recalled.
+It would hold up `core stop gracefully`, which nothing tells of; so every `SHUTDOWN_INTERVAL` a call within
+Asterisk is tried, and when Asterisk lets none begin any more, the session is closed.
 """
 
-import heapq
-from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from asterisk.agi import AGIException
-from twisted.internet.defer import Deferred
+from asterisk.agi import AGIAppError, AGIException
 from twisted.python.failure import Failure
 
 from fastagi.agi import Session
 from fastagi.agi.server import Time
-from fastagi.completion.model import Device
 from fastagi.pbx.callfile import Spool, SpoolThread, poll_name, poll_text
-from fastagi.pbx.devicestate import DeviceStates
+from fastagi.pbx.lamp import PREFIX
+from fastagi.pbx.watch import LineLost, Watcher
 
-CALL_INTERVAL = 2.0
-"""Seconds between two looks whether a recall's channels still exist."""
 OPEN_WITHIN = 5.0
 """Seconds that Asterisk is given to open the session before it is asked again, more later."""
 OPEN_AT_MOST = 30.0
 ANSWER_WITHIN = 5.0
 """Seconds for one answer: a command that fails inside Asterisk may get none."""
-
-
-class Question(Protocol):
-    """Something to ask every ``interval`` seconds: an expression, and what to do with its value."""
-
-    key: str
-    expression: str
-    interval: float
-
-    def answered(self, value: str) -> None: ...
-
-    def restart(self) -> None:
-        """What was answered before belongs to another session."""
-
-
-class _DeviceQuestion:
-    def __init__(self, device: Device, interval: float, states: DeviceStates) -> None:
-        self.key: str = device
-        self.expression = f"${{DEVICE_STATE({device})}}"
-        self.interval = interval
-        self._device = device
-        self._states = states
-
-    def answered(self, value: str) -> None:
-        self._states.seen(self._device, value)
-
-    def restart(self) -> None:
-        pass
-
-
-class _CallQuestion:
-    """Whether a recall's channels exist; gone only when missed twice, for its end may be on its way to us."""
-
-    interval = CALL_INTERVAL
-
-    def __init__(self, recall_id: str, gone: Callable[[str], None]) -> None:
-        self.key = recall_id
-        self.expression = f"${{CHANNELS(Local/{recall_id}@cc-recall)}}"
-        self._recall_id = recall_id
-        self._gone = gone
-        self._missed = 0
-
-    def restart(self) -> None:
-        self._missed = 0
-
-    def answered(self, value: str) -> None:
-        self._missed = 0 if value.strip() else self._missed + 1
-        if self._missed == 2:
-            self._gone(self._recall_id)
+SHUTDOWN_INTERVAL = 2.0
 
 
 class Poller:
-    """The monitor of the rules for devices of this PBX."""
+    """Opens a poll session whenever the watcher needs a line and has none."""
 
     def __init__(
         self,
         reactor: Time,
         thread: SpoolThread,
-        states: DeviceStates,
+        watcher: Watcher,
         *,
-        gone: Callable[[str], None],
         new_token: Callable[[], str],
         log: Callable[[str], None],
     ) -> None:
         self._reactor = reactor
         self._thread = thread
-        self._states = states
-        self._gone = gone
+        self._watcher = watcher
         self._new_token = new_token
         self._log = log
-        self._questions: dict[str, Question] = {}
-        self._due: list[tuple[float, int, Question]] = []
-        self._serial = 0
-        self._hang_ups: deque[str] = deque()
         self._token = ""
-        self._session: Session | None = None
         self._attempts = 0
         self._opening: Any | None = None
-        self._wake: Deferred[None] | None = None
-        self._alarm: Any | None = None
+        self._open_sessions = 0
 
-    def watch(self, devices: Mapping[Device, float], calls: frozenset[str]) -> None:
-        """Ask for just these devices, each every so many seconds, and for these recalls' channels."""
-        wanted: dict[str, Question] = {}
-        for device, interval in devices.items():
-            old = self._questions.get(device)
-            if old is None or old.interval != interval:
-                old = _DeviceQuestion(device, interval, self._states)
-            wanted[device] = old
-        for call in calls:
-            wanted[call] = self._questions.get(call) or _CallQuestion(call, self._gone)
-        new = [q for key, q in wanted.items() if self._questions.get(key) is not q]
-        self._questions = wanted
-        self._states.watch(devices)
-        for question in new:
-            self._push(self._reactor.seconds(), question)
-        self._look()
-
-    def hang_up(self, channel: str) -> None:
-        """End a channel of a recall of ours."""
-        self._hang_ups.append(channel)
-        self._look()
+    def look(self) -> None:
+        """There may be something to ask for, and no line."""
+        if self._needed() and self._opening is None and not self._open_sessions:
+            self._open()
 
     def stop(self) -> None:
         """We are going down: leave no call file behind that nobody would answer."""
-        self._questions = {}
-        self._hang_ups.clear()
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None
@@ -154,39 +74,35 @@ class Poller:
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None
-        self._session = session
+        if not self._needed():
+            self._take_back(token)
+            return
         self._log("poll session open")
+        self._open_sessions += 1
         try:
-            self._restart_questions()
-            while self._wanted() and not session.hung_up:
-                await self._ask(session)
-        except AGIException as error:
+            await self._watcher.serve(_AgiLine(session, self._answered), always=False)
+        except LineLost as error:
             self._log(f"poll session lost: {error}")
         finally:
-            self._session = None
-            self._states.lost()
+            self._open_sessions -= 1
             self._take_back(token)
-            if self._attempts and self._wanted():  # it was opened, and never answered: not at once again
+            if self._attempts and self._needed():  # it was opened, and never answered: not at once again
                 self._opening = self._reactor.callLater(self._patience(), self._open)
             else:
-                self._look()
+                self.look()
 
-    def _wanted(self) -> bool:
-        return bool(self._questions or self._hang_ups)
+    def _answered(self) -> None:
+        self._attempts = 0
 
-    def _look(self) -> None:
-        """Somebody waits now who did not before, or nobody does any more."""
-        if self._session is not None:
-            self._awake()
-        elif self._wanted() and self._opening is None:
-            self._open()
+    def _needed(self) -> bool:
+        return self._watcher.line is None and self._watcher.wanted()
 
     def _open(self) -> None:
         if self._token:
             self._take_back(self._token)
         self._token = ""
         self._opening = None
-        if not self._wanted():
+        if not self._needed():
             return
         wait = self._patience()
         self._attempts += 1
@@ -213,54 +129,62 @@ class Poller:
     def _say(self, failure: Failure) -> None:
         self._log(failure.getErrorMessage())
 
-    # The scheduler
 
-    def _push(self, at: float, question: Question) -> None:
-        self._serial += 1
-        heapq.heappush(self._due, (at, self._serial, question))
+class _AgiLine:
+    """An open poll session, as a line to Asterisk."""
 
-    def _restart_questions(self) -> None:
-        self._due.clear()
-        for question in self._questions.values():
-            question.restart()
-            self._push(self._reactor.seconds(), question)
+    at_least = 0.0
+    beat = SHUTDOWN_INTERVAL
 
-    async def _ask(self, session: Session) -> None:
-        """The next thing to say, or a wait until there is one."""
-        session.bound(ANSWER_WITHIN)
-        if self._hang_ups:
-            try:
-                await session.hangup(self._hang_ups[0])
-            except AGIException:
-                if session.hung_up:
-                    raise  # and ask the next session
-                # The channel ended by itself first.
-            self._hang_ups.popleft()
-            self._attempts = 0
-            return
-        now = self._reactor.seconds()
-        if not self._due or self._due[0][0] > now:
-            session.bound(None)
-            await self._sleep(self._due[0][0] - now if self._due else None)
-            return
-        at, _, question = heapq.heappop(self._due)
-        if self._questions.get(question.key) is not question:
-            return  # nobody waits for it any more
-        value = await session.get_full_variable(question.expression)
-        self._attempts = 0
-        question.answered(value or "")
-        self._push(max(at + question.interval, self._reactor.seconds()), question)
+    def __init__(self, session: Session, answered: Callable[[], None]) -> None:
+        self._session = session
+        self._answered = answered
 
-    async def _sleep(self, seconds: float | None) -> None:
-        self._wake = Deferred()
-        if seconds is not None:
-            self._alarm = self._reactor.callLater(seconds, self._awake)
-        await self._wake
+    async def ask(self, expression: str) -> str:
+        return await self._value(f"${{{expression}}}")
 
-    def _awake(self) -> None:
-        wake, self._wake = self._wake, None
-        if self._alarm is not None and self._alarm.active():
-            self._alarm.cancel()
-        self._alarm = None
-        if wake is not None:
-            wake.callback(None)
+    async def set(self, name: str, value: str) -> None:
+        try:
+            self._session.bound(ANSWER_WITHIN)
+            await self._session.set_variable(name, value)
+        except AGIException as error:
+            raise LineLost(str(error)) from error
+        self._answered()
+
+    async def hang_up(self, channel: str) -> None:
+        try:
+            self._session.bound(ANSWER_WITHIN)
+            await self._session.hangup(channel)
+        except AGIAppError:
+            pass  # it ended by itself first
+        except AGIException as error:
+            if self._session.hung_up:
+                raise LineLost(str(error)) from error
+        self._answered()
+
+    async def lamps(self) -> list[str]:
+        known = await self.ask("DB_KEYS(CustomDevstate)")
+        devices = [f"Custom:{name}" for name in known.split(",")]
+        return [device for device in devices if device.startswith(PREFIX)]
+
+    def idle(self, idle: bool) -> None:
+        self._session.bound(None if idle else ANSWER_WITHIN)
+
+    async def check(self) -> None:
+        """Asterisk that is being stopped waits for us to go, and lets no call begin any more."""
+        try:
+            self._session.bound(ANSWER_WITHIN)
+            await self._session.execute("Dial", "Local/probe@cc-poll/n", "1")
+        except AGIException as error:
+            raise LineLost(str(error)) from error
+        if await self._value("${DIALSTATUS}") != "BUSY":
+            raise LineLost("Asterisk lets no call begin any more: it is being stopped")
+
+    async def _value(self, expression: str) -> str:
+        try:
+            self._session.bound(ANSWER_WITHIN)
+            value = await self._session.get_full_variable(expression)
+        except AGIException as error:
+            raise LineLost(str(error)) from error
+        self._answered()
+        return value or ""

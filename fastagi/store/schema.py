@@ -65,3 +65,5 @@ def trunks(db: Database) -> None:
 @migrations()
 def several_devices(db: Database) -> None:
     db.table("requests").add_column("idle_after", float, not_null_default=0.0)
+    # Who waits for a sign of life, or had a turn that failed, is not rung for a phone that was idle all along.
+    db.execute("UPDATE requests SET idle_after = asked_at WHERE service = 'CCNR' OR recalls > 0")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import getpass
 import os
+import random
 import re
 import shutil
 import signal
@@ -23,7 +24,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ SERVANT = "nobody", "nogroup"  # who runs Asterisk when we are root
 LONGEST_SOCKET_PATH = 107  # sun_path in unix(7), less its final zero
 BOOT_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
+AMI_USER, AMI_SECRET = "fastagi", "not for the log"
 
 # What a module needs is not always what it names: res_agi needs res_speech, res_pjsip_exten_state needs
 # res_pjsip_outbound_publish.  func_shell and app_system are left out on purpose: nothing may run a command.
@@ -62,7 +64,7 @@ app_stack app_dial app_bridgewait app_cdr app_chanisavail app_channelredirect ap
 app_directed_pickup app_dumpchan app_echo app_exec app_if app_originate app_playback app_playtones app_read
 app_readexten app_sayunixtime app_senddtmf app_softhangup app_transfer app_userevent app_verbose
 app_waitforcond app_while
-res_agi pbx_config pbx_spool cdr_csv
+res_agi res_manager_devicestate pbx_config pbx_spool cdr_csv
 """
 
 # Files that only have to be there, or to say no, so that nothing complains at the start.
@@ -214,25 +216,29 @@ media_address=127.0.0.1
 class Asterisk:
     """An instance; sip_port 0 picks a free one.  Start it, talk to it, stop or kill it, start it again.
 
-    host is a loopback address, any of 127.0.0.0/8; tcp: SIP over TCP too, on the same port.
+    host is a loopback address, any of 127.0.0.0/8; tcp: SIP over TCP too, on the same port; ami: the manager
+    interface too, at ami_address, for AMI_USER with no more than the rights that fastagi needs.
     """
 
     modules = MODULES
 
     def __init__(
         self, folder: Path, tree: Tree, sip_port: int = 0, say: Say = print, host: str = HOST,
-        tcp: bool = False,
+        tcp: bool = False, ami: bool = False,
     ) -> None:
         self.folder = folder.absolute()
         self.tree = tree
         self.tcp = tcp
+        self.ami = ami
         self.sip_address = (host, sip_port or free_port(host))
+        self.ami_address = (host, _lasting_port(host) if ami else 0)
         self.etc = self.folder / "etc"
         self.spool = self.folder / "spool/outgoing"
         self.spool_temp = self.folder / "spool/tmp"
         self.log = self.folder / "log/full"
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopping: subprocess.Popen[bytes] | None = None
         self._make_folders()
         self.configure("")
 
@@ -247,12 +253,37 @@ class Asterisk:
     def _write_common(self, extensions: str) -> None:
         for name, text in SETTINGS.items():
             self._write(name, text)
+        if self.ami:
+            self.configure_ami()
         self._write("asterisk.conf", self._asterisk_conf())
         loads = "".join(f"load={module}.so\n" for module in self.modules.split())
         self._write("modules.conf", f"[modules]\nautoload=no\n{loads}")
         music = self.tree.data_dir / "sounds/en/demo-congrats"
         self._write("musiconhold.conf", f"[default]\nmode=playlist\nentry={music}\n")
         self._write("extensions.conf", extensions)
+
+    def configure_ami(self, secret: str = AMI_SECRET, general: str = "", user: str = "") -> None:
+        """Who may use the manager interface; with further lines for [general] and for the user.
+
+        It counts from the next start, or from reload_ami().
+        """
+        host, port = self.ami_address
+        self._write("manager.conf", f"""\
+[general]
+enabled=yes
+bindaddr={host}
+port={port}
+{general}
+[{AMI_USER}]
+secret={secret}
+read=call
+write=call,originate
+{user}
+""")
+
+    def reload_ami(self) -> None:
+        """Put a manager.conf that was written in force."""
+        self.cli("manager reload")
 
     def _transports(self) -> str:
         host, port = self.sip_address
@@ -351,6 +382,11 @@ hideconnect=yes
             self._process.terminate()
         self.wait_stopped()
 
+    def stop_gracefully(self) -> None:
+        """Have it stop once no call is left, as `core stop gracefully`; does not wait for that."""
+        command = self._command("-rx", "core stop gracefully")
+        self._stopping = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
     def kill(self) -> None:
         """End it without warning, as a crash would."""
         if self.running() and self._process:
@@ -369,6 +405,9 @@ hideconnect=yes
             raise LabError(f"Asterisk did not stop within {timeout:g} s and was killed") from None
         finally:
             atexit.unregister(self.kill)
+            if self._stopping:
+                self._stopping.wait(STOP_TIMEOUT)
+                self._stopping = None
 
     def restart(self) -> None:
         """Stop and start again, in the same folder and on the same port."""
@@ -455,6 +494,17 @@ def _own_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a user who has no name
         return str(os.getuid())
+
+
+def _lasting_port(host: str) -> int:
+    """A free TCP port that Linux gives to nobody by itself: whoever tries again and again to reach a server
+    that is down may be given its very port, is then connected with himself, and keeps the server from it."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(lowest // 2, lowest), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise LabError(f"no lasting port is free on {host}")
 
 
 def free_udp_port() -> int:

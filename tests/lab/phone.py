@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from xml.etree import ElementTree
 
 Address = tuple[str, int]
 Headers = list[tuple[str, str]]
@@ -51,6 +52,7 @@ COMPACT = {
 }
 MIRRORED = {"sendonly": "recvonly", "recvonly": "sendonly", "inactive": "inactive"}
 QUOTED = r'"(?:[^"\\]|\\.)*"'
+DIALOG_INFO = "{urn:ietf:params:xml:ns:dialog-info}"
 
 
 class PhoneError(Exception):
@@ -484,6 +486,70 @@ class Call:
             self._bye()
 
 
+class Lamp:
+    """The lamp of a key that watches an extension: a subscription to its dialogs (RFC 4235).
+
+    Asterisk's words are "terminated" (idle), "early" (it rings) and "confirmed" (in use).
+    """
+
+    def __init__(self, phone: Phone, number: str, dialog: _Dialog) -> None:
+        self.phone, self.number, self.dialog = phone, number, dialog
+        self.notices: list[Message] = []  # every NOTIFY once, as they came
+        self.ended = False  # by us or by the server
+        self._passed = 0  # notices that expect has gone by
+
+    def __repr__(self) -> str:
+        return f"<lamp of {self.phone.number} for {self.number!r}: {self.states}>"
+
+    @property
+    def states(self) -> list[str]:
+        """What each NOTIFY so far has said, the one that ends the subscription included."""
+        with self.phone._changed:
+            return [self._state(notice) for notice in self.notices]
+
+    def expect(self, state: str, timeout: float = 5.0) -> Message:
+        """The next NOTIFY that says so; those before it are passed over, and no NOTIFY is given twice."""
+
+        def found() -> bool:
+            while self._passed < len(self.notices):
+                self._passed += 1
+                if self._state(self.notices[self._passed - 1]) == state:
+                    return True
+            return False
+
+        with self.phone._changed:
+            self.phone._await(f"{state!r} of {self!r}", found, timeout, lambda: self.ended)
+            return self.notices[self._passed - 1]
+
+    def unsubscribe(self) -> None:
+        """Ends the subscription; returns when the server's last NOTIFY has come."""
+        self._subscribe(0)
+        self.phone._await(f"the end of {self!r}", lambda: self.ended, 5)
+
+    @staticmethod
+    def _state(notice: Message) -> str:
+        """The state of the only dialog in it; without a dialog there is none, as when it has ended."""
+        info = ElementTree.fromstring(notice.body.encode()) if notice.body else None
+        found = info.findtext(f"{DIALOG_INFO}dialog/{DIALOG_INFO}state") if info is not None else None
+        return found or "terminated"
+
+    def _subscribe(self, expires: int) -> None:
+        response = self.phone._ask("SUBSCRIBE", self.dialog, self._headers(expires))
+        if response is None or response.status >= 300:
+            told = response.start if response else "no answer"
+            raise PhoneError(f"{self.phone.number}: SUBSCRIBE to {self.number!r} got {told}")
+        self.dialog.confirm(response)
+
+    @staticmethod
+    def _headers(expires: int) -> Headers:
+        accept = ("Accept", "application/dialog-info+xml")
+        return [("Event", "dialog"), accept, ("Expires", str(expires))]
+
+    def _notified(self, notice: Message) -> None:
+        self.notices.append(notice)
+        self.ended = notice.get("Subscription-State").startswith("terminated")
+
+
 class Phone:
     """A phone with a number at a server; `with Phone(...) as phone:` starts and closes it."""
 
@@ -514,6 +580,7 @@ class Phone:
         self._timers: list[tuple[float, int, Callable[[], object]]] = []  # when, unique, what
         self._unexpected: list[Call] = []  # incoming calls that expect_call has not returned
         self._dialogs: dict[tuple[str, str], Call] = {}  # by Call-ID and our tag
+        self._lamps: dict[tuple[str, str], Lamp] = {}  # likewise
         self._pending: dict[tuple[str, str], _Request] = {}  # by branch and method
         self._replies: dict[tuple[str, ...], tuple[bytes, Address] | None] = {}  # for repeated requests
         me = f"<sip:{number}@{self._domain}>"
@@ -537,7 +604,10 @@ class Phone:
         return self
 
     def close(self, *, abruptly: bool = False) -> None:
-        """Hangs up, unregisters, waits up to a second for the answers and goes; abruptly: just goes."""
+        """Hangs up, unregisters, unsubscribes, waits up to a second for the answers and goes.
+
+        abruptly: just goes.
+        """
         with self._changed:
             if self._closed:
                 return
@@ -548,8 +618,13 @@ class Phone:
                 if self.registered:
                     extra = [("Contact", f"<{self.uri}>"), ("Expires", "0")]
                     self._start("REGISTER", self._registration, lambda response: None, extra)
+                lit = [lamp for lamp in self._lamps.values() if lamp.notices and not lamp.ended]
+                for lamp in lit:
+                    self._start("SUBSCRIBE", lamp.dialog, lambda response: None, lamp._headers(0))
                 end = time.monotonic() + 1
-                while time.monotonic() < end and (self._busy() or any(c.state != "ended" for c in live)):
+                while time.monotonic() < end and (
+                    self._busy() or any(c.state != "ended" for c in live) or not all(x.ended for x in lit)
+                ):
                     self._changed.wait(0.05)
             self._send(b"", (self.host, self.port))  # wakes the receiving thread
             self._closed = True
@@ -619,6 +694,21 @@ class Phone:
         if response is None:
             raise PhoneTimeout(self._explain(f"an answer to {method}", timeout))
         return response
+
+    def watch_lamp(self, number: str, expires: int = 300) -> Lamp:
+        """Subscribes to the dialogs of an extension and returns when its first NOTIFY has come.
+
+        There is no refresh before it expires.
+        """
+        me, uri = f"<sip:{self.number}@{self._domain}>", f"sip:{number}@{self._domain}"
+        dialog = self._dialog(me, f"<{uri}>", uri, self.server)
+        lamp = Lamp(self, number, dialog)
+        with self._changed:
+            # The first NOTIFY may come before the answer (RFC 6665, 4.1.2.4).
+            self._lamps[dialog.call_id, _param(dialog.local, "tag")] = lamp
+            lamp._subscribe(expires)
+            self._await(f"the first NOTIFY of {lamp!r}", lambda: bool(lamp.notices), 5)
+        return lamp
 
     def expect_call(self, timeout: float = 5.0) -> Call:
         """The next incoming call that was not returned before, whatever has become of it."""
@@ -825,6 +915,9 @@ class Phone:
             if not call.outgoing and call.status is None:
                 call._cancelled_by_them("BYE")
             call._end("them", "BYE")
+        elif method == "NOTIFY" and (lamp := self._lamps.get((call_id, tag))):
+            self._reply(request, 200, [])
+            lamp._notified(request)
         elif method in ("INVITE", "BYE"):
             self._reply(request, 481, [])
         elif method in ("OPTIONS", "NOTIFY", "INFO", "MESSAGE"):

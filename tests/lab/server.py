@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastagi.completion.model import OPEN, Request
 from fastagi.store.requests import Reader
-from tests.lab.asterisk import Asterisk
+from tests.lab.asterisk import AMI_SECRET, AMI_USER, Asterisk
 
 DIALPLAN = Path(__file__).parents[2] / "dialplan"
 START_TIMEOUT = 15.0
@@ -35,20 +35,34 @@ class Server:
         self.config = folder / "fastagi.yaml"
         self.store = folder / "fastagi.db"
         self.limit_file_size = 0  # bytes; 0: none
+        self.ami_secret = AMI_SECRET
+        self.ami_address: tuple[str, int] | None = None  # None: Asterisk's own
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         # A UNIX socket's path is short; a test's folder may not be.
         self.control = Path(f"/tmp/fastagi-{os.getpid()}-{self.port}.sock")
-        self._spool = asterisk.spool, asterisk.spool_temp
+        self._asterisk = asterisk
+        self.mode = "poll"
+        """How it learns who is free, and rings a caller: ``poll``, ``ami`` (with call files) or ``originate``."""
         self.configure(config)
 
     def configure(self, more: str = "") -> None:
         """The configuration of the next start; ``more``: its ``defaults:`` and ``extensions:``."""
-        spool, temp = self._spool
         self.config.write_text(
             f"fastagi:\n  listen: 127.0.0.1:{self.port}\n  control: {self.control}\n"
-            f"asterisk:\n  spool: {spool}\n  temp: {temp}\nstore: {self.store}\n{more}"
+            f"asterisk:\n{self._ways()}store: {self.store}\n{more}"
         )
+
+    def _ways(self) -> str:
+        lines = f"  spool: {self._asterisk.spool}\n  temp: {self._asterisk.spool_temp}\n"
+        if self.mode == "originate":
+            lines = "  recall: originate\n"
+        if self.mode != "poll":
+            secret = self.folder / "ami.secret"
+            secret.write_text(self.ami_secret + "\n")
+            host, port = self.ami_address or self._asterisk.ami_address
+            lines += f"  ami: {{host: {host}, port: {port}, username: {AMI_USER}, secret_file: {secret}}}\n"
+        return lines
 
     def start(self) -> Server:
         self.launch()

@@ -307,7 +307,7 @@ class Bench(Site):
     """Phones 1000 to 4000 on one Asterisk, and the server beside it."""
 
     def __init__(self, folder: Path, tree: Tree) -> None:
-        super().__init__(folder, Asterisk(folder / "asterisk", tree, say=lambda line: None), NAMES)
+        super().__init__(folder, Asterisk(folder / "asterisk", tree, say=lambda line: None, ami=True), NAMES)
         self.trunk_port = free_tcp_port()
         self.configure()
 

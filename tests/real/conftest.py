@@ -18,8 +18,21 @@ def running_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield bench
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module's MODES says in which of the server's modes its tests run."""
+    if "bench" in metafunc.fixturenames:
+        metafunc.parametrize("mode", getattr(metafunc.module, "MODES", ("poll",)))
+
+
 @pytest.fixture
-def bench(running_bench: Bench, request: pytest.FixtureRequest) -> Iterator[Bench]:
+def mode() -> str:
+    raise NotImplementedError  # always a parameter
+
+
+@pytest.fixture
+def bench(running_bench: Bench, mode: str, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    running_bench.clear()
+    running_bench.server.mode = mode
     running_bench.fresh()
     yield running_bench
     if hasattr(request.node, "failed"):

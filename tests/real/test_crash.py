@@ -8,6 +8,8 @@ import pytest
 
 from tests.real.bench import Bench
 
+MODES = "poll", "ami", "originate"
+
 
 def test_killed_between_the_call_and_the_asking(bench: Bench) -> None:
     talk = bench.talk("2000", "3000")

@@ -5,6 +5,8 @@ The long timers are shortened in the configuration, never in the code.
 
 from tests.real.bench import QUICK, Bench
 
+MODES = "poll", "ami", "originate"
+
 
 def test_1_busy_asked_called_back(bench: Bench) -> None:
     talk = bench.busy_and_asked()

@@ -4,6 +4,8 @@ import time
 
 from tests.real.bench import QUICK, Bench
 
+MODES = "poll", "ami", "originate"
+
 
 def test_caller_does_not_answer_until_it_is_given_up(bench: Bench) -> None:
     bench.reconfigure(

@@ -2,6 +2,8 @@
 
 from tests.real.bench import QUICK, Bench
 
+MODES = "poll", "ami", "originate"
+
 
 def test_callee_free_before_the_caller_asks(bench: Bench) -> None:
     talk = bench.talk("2000", "3000")

@@ -14,6 +14,7 @@ from fastagi.completion.model import (
     Presence,
     Request,
     Settings,
+    hint,
 )
 from fastagi.completion.offers import NOT_WATCHABLE, FailedCall
 from fastagi.completion.ports import Beyond, Changes, LogEntry
@@ -89,12 +90,13 @@ class FakeDirectory:
         self.entries: dict[str, Extension] = {}
         self.asked = 0
 
-    def set(self, number: str, devices: Iterable[str] = (), **settings: object) -> None:
+    def set(self, number: str, devices: Iterable[str] = (), hint: str = "", **settings: object) -> None:
         self.entries[number] = Extension(
             number=Number(number),
             settings=replace(Settings(), **settings),  # type: ignore[arg-type]
             name=f"Name of {number}",
             devices=tuple(Device(d) for d in devices),
+            hint=hint,
         )
 
     def extension(self, number: Number) -> Extension:
@@ -238,8 +240,15 @@ def words(answer: object) -> str:
         case Target():
             return f"call {answer.callee} in {answer.context} for {answer.device}"
         case list():
-            return ", ".join(f"{r.id} for {r.callee} {r.state}" for r in answer) or "none"
+            return ", ".join(map(_each, answer)) or "none"
     return repr(answer)
+
+
+def _each(one: Place | Request) -> str:
+    """One of several: of what he waits for, with his place; of what has ended, how."""
+    if isinstance(one, Request):
+        return f"{one.id} for {one.callee} {one.state} {one.reason}".rstrip()
+    return f"{one.request.id} for {one.request.callee} {one.request.state} at place {one.position}"
 
 
 @dataclass
@@ -303,6 +312,10 @@ class World:
         self.phones[phone(number)] = presence
         self.look()
 
+    def set_hint(self, text: str, presence: Presence | None) -> None:
+        self.phones[hint(text)] = presence
+        self.look()
+
     def look(self) -> None:
         """Tell what is watched and was not told yet."""
         for _ in range(1000):
@@ -354,6 +367,14 @@ class World:
         self.service.cancel(phone(caller), None if callee is None else Number(callee), self.said)
         self.look()
 
+    def cancels_all(self, caller: str) -> None:
+        self.service.cancel_all(phone(caller), self.said)
+        self.look()
+
+    def toggles(self, caller: str, key: str | None = None) -> None:
+        self.service.toggle(phone(caller), None if key is None else Number(key), self.said)
+        self.look()
+
     def pending(self, caller: str) -> None:
         self.service.pending(phone(caller), self.said)
 
@@ -373,9 +394,16 @@ class World:
         self.service.call_over(recall_id, dialstatus, cause, self.said)
         self.look()
 
-    def wants(self, caller: str, callee: str, dialstatus: str = "BUSY", cause: int = 17) -> None:
+    def wants(
+        self,
+        caller: str,
+        callee: str,
+        dialstatus: str = "BUSY",
+        cause: int = 17,
+        devices: Iterable[str] | None = None,
+    ) -> None:
         """A failed call, and its caller asks at once."""
-        self.fails(caller, callee, dialstatus, cause)
+        self.fails(caller, callee, dialstatus, cause, devices=devices)
         self.asks(caller, callee)
 
     # Looking back

@@ -252,6 +252,7 @@ def test_list_as_json_has_the_names_of_the_model(site: Site) -> None:
         "service_ends": "2026-07-29T15:30:00.000+02:00",
         "suspended": False,
         "sign_needed": False,
+        "idle_after": None,
         "retry_at": None,
         "recalls": 1,
         "recall_id": "",
@@ -294,6 +295,7 @@ def test_show_tells_all_about_one_request(site: Site) -> None:
         "service_ends    2026-07-29 15:30:00 (in 1 h 15 min)",
         "suspended       yes",
         "sign_needed     no",
+        "idle_after      -",
         "retry_at        -",
         "recalls         0",
         "recall_id       -",
@@ -328,6 +330,13 @@ def test_show_as_json_is_one_object_with_its_log(site: Site) -> None:
             "sentence": "another request",
         }
     ]
+
+
+def test_show_of_one_that_is_over_leaves_out_what_says_nothing_any_more(site: Site) -> None:
+    site.save(ended(8, ago=60, sign_needed=True, idle_after=NOW - 90, retry_at=NOW - 70, recall_id="1"))
+    names = [line.partition(" ")[0] for line in site.lines("show", "8")]
+    left = {"service_ends", "suspended", "sign_needed", "idle_after", "retry_at", "recall_ends"}
+    assert left | {"recall_id", "taken", "channel"} == {f.name for f in fields(Request)} - set(names)
 
 
 @pytest.mark.parametrize("id", ["8", str(2**63 - 1)])

@@ -290,6 +290,7 @@ def test_paths_refuse(faults: Faults, section: str, path: Path) -> None:
 TIMER = (1, 604800)
 BOUNDS = {
     "cc_offer_timer": TIMER,
+    "cc_offer_repeat": (1, 10),
     "cc_recall_timer": (1, 600),
     "cc_max_agents": (1, 10000),
     "cc_retry_timer": (1, 86400),
@@ -299,17 +300,46 @@ BOUNDS = {
     "poll_interval": (0.05, 60),
     "ccbs_available_timer": TIMER,
     "ccnr_available_timer": TIMER,
+    "cc_offer_wait": (1, 30),
     "cc_max_requests": (1, 2000),
     "cc_max_offers": (1, 10000000),
     "history_days": (1, 36500),
 }
-COUNTS = {"cc_max_agents", "cc_max_recalls", "cc_max_monitors", "cc_max_requests", "cc_max_offers"}
-POLICIES = {"cc_agent_policy", "cc_monitor_policy"}
+COUNTS = {
+    "cc_max_agents",
+    "cc_max_recalls",
+    "cc_max_monitors",
+    "cc_offer_repeat",
+    "cc_max_requests",
+    "cc_max_offers",
+}
+POLICY = ("generic", "never")
+# Asterisk's own (devicestate.c).
+STATES = (
+    "UNKNOWN", "NOT_INUSE", "INUSE", "BUSY", "INVALID", "UNAVAILABLE", "RINGING", "RINGINUSE", "ONHOLD",
+)  # fmt: skip
+CHOICES = {
+    "cc_agent_policy": POLICY,
+    "cc_monitor_policy": POLICY,
+    "monitor": ("device", "hint"),
+    "cc_recall_announce": ("off", "beep", "number"),
+    "cc_available_devstate": STATES,
+    "cc_offered_devstate": STATES,
+    "cc_caller_requested_devstate": STATES,
+    "cc_active_devstate": STATES,
+    "cc_callee_ready_devstate": STATES,
+    "cc_caller_busy_devstate": STATES,
+    "cc_recalling_devstate": STATES,
+    "cc_complete_devstate": STATES,
+    "cc_failed_devstate": STATES,
+}
+TEXTS = {"cc_offer_digit": "5", "cc_recall_prefix": "Back: ", "cc_recall_alert_info": "<http://x>;info=alert"}
 LIMITS = {field.name for field in fields(Limits)}
 
 
 def test_every_setting_and_limit_is_a_key() -> None:
-    assert BOUNDS.keys() | POLICIES == {field.name for field in fields(Settings)} | LIMITS
+    keys = [*BOUNDS, *CHOICES, *TEXTS]
+    assert sorted(keys) == sorted([field.name for field in fields(Settings)] + [*LIMITS])
 
 
 def chosen(found: Config, name: str) -> object:
@@ -367,12 +397,132 @@ def test_timers_may_be_fractions(read: Read) -> None:
     assert (found.cc_offer_timer, found.cc_guard_timer, found.poll_interval) == (2.5, 0.25, 1.0)
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
-def test_policies(read: Read, faults: Faults, name: str) -> None:
-    for value in ("generic", "never", '"never"'):
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(read: Read, faults: Faults, name: str) -> None:
+    *first, last = CHOICES[name]
+    for value in (*first, last, f'"{last}"'):
         assert chosen(read(f"defaults: {{{name}: {value}}}"), name) == value.strip('"')
-    for value in ("Never", "native", "no", "", "0", "[never]"):
-        assert faults(f"defaults: {{{name}: {value}}}")[0].endswith(": generic or never is allowed")
+        text = entry("1000", name, value)
+        assert chosen(read(text), name) == value.strip('"'), "an entry may have it too"
+    capital = last.lower() if last.isupper() else last.capitalize()
+    for value in (capital, "native", "no", "", "0", f"[{last}]", f'" {last}"', f'"{last}\\n"', "~"):
+        [fault] = faults(f"defaults: {{{name}: {value}}}")
+        assert fault.startswith(f"fastagi.yaml, line 1: defaults / {name} is ")
+        assert fault.endswith(f": {', '.join(first)} or {last} is allowed")
+
+
+@pytest.mark.parametrize("value", ["off", '"off"', *"0123456789", '"5"', '"*"', "'#'"])
+def test_offer_digits(read: Read, value: str) -> None:
+    found = read(f"defaults: {{cc_offer_digit: {value}}}")
+    assert chosen(found, "cc_offer_digit") == value.strip("\"'")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["10", "05", "-1", "A", "Off", "no", "false", "", "~", '""', '" 5"', '"5\\n"', "٥", "[5]", '"**"'],
+)
+def test_offer_digits_refuse(faults: Faults, value: str) -> None:
+    [fault] = faults(f"defaults: {{cc_offer_digit: {value}}}")
+    assert fault.startswith("fastagi.yaml, line 1: defaults / cc_offer_digit is ")
+    assert fault.endswith(": off, or one of 0-9 * #, is allowed")
+
+
+@pytest.mark.parametrize("value", ["''", "CC", "'CC '", "Rückruf: ", "x" * 80])
+def test_recall_prefixes(read: Read, value: str) -> None:
+    found = chosen(read(f'defaults: {{cc_recall_prefix: "{value}"}}'), "cc_recall_prefix")
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 81, "a\\nb", "a\\rb", "a\\tb", "a\\0b", "a\\u2028b", "a\\x85b", '\\"', "<1>", "a\\\\b"],
+)
+def test_recall_prefixes_refuse(faults: Faults, value: str) -> None:
+    [fault] = faults(f'defaults: {{cc_recall_prefix: "{value}"}}')
+    assert fault.startswith("fastagi.yaml, line 1: defaults / cc_recall_prefix is ")
+    assert fault.endswith(': a text of at most 80 printable characters without ", <, > and \\ is allowed')
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "<http://www.notused.com>;info=alert-internal;x-line-id=0",
+        "<urn:alert:source:internal>",
+        "Bellcore-dr3",
+        "info=alert-autoanswer",
+        "x" * 200,
+    ],
+)
+def test_alert_infos(read: Read, value: str) -> None:
+    found = read(f'defaults: {{cc_recall_alert_info: "{value}"}}')
+    assert chosen(found, "cc_recall_alert_info") == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 201,
+        "a\\r\\nTo: b",
+        "a\\nb",
+        "a\\rb",
+        "a\\tb",
+        "a\\0b",
+        "a\\x7fb",
+        "a,b",
+        "${SHELL(x)}",
+        "$[1]",
+        "a$b",
+        "a(b",
+        "a)b",
+        "a'b",
+        '\\"a\\"',
+        "`a`",
+        "a\\\\b",
+        "é",
+        "a\\u2028b",
+    ],
+)
+def test_alert_infos_refuse(faults: Faults, value: str) -> None:
+    [fault] = faults(f'defaults: {{cc_recall_alert_info: "{value}"}}')
+    assert fault.startswith("fastagi.yaml, line 1: defaults / cc_recall_alert_info is ")
+    assert fault.endswith(
+        ": a text of at most 200 printable ASCII characters without , $ \" ' ` \\ ( and ), is allowed"
+    )
+
+
+@pytest.mark.parametrize(
+    "value", ["2000@from-internal", "*30@a.b_c-d", "+49#@" + "x" * 79, "0" * 40 + "@ext-local"]
+)
+def test_hints(read: Read, value: str) -> None:
+    found = read(entry("2000", "hint", f'"{value}"')).directory.extension(Number("2000"))
+    assert found.hint == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "2000", "@phones", "2000@", "2000@a@b", "Hint:2000@phones", "2000@a b", "2000@a,b", "2000@${X}"]
+    + [
+        "x@phones",
+        "2000@a\\n",
+        "2000@phones)",
+        "2" * 41 + "@phones",
+        "2000@" + "x" * 80,
+        "2000@é",
+        "٢@phones",
+    ],
+)
+def test_hints_refuse(faults: Faults, value: str) -> None:
+    [fault] = faults(entry("2000", "hint", f'"{value}"'))
+    assert fault.startswith('fastagi.yaml, line 3: extensions / "2000" / hint is ')
+    assert fault.endswith(": <number>@<context>, as 2000@from-internal, is allowed")
+
+
+def test_a_hint_is_that_of_one_entry(faults: Faults) -> None:
+    [fault] = faults("defaults: {hint: 2000@phones}")
+    assert fault.startswith(
+        "fastagi.yaml, line 1: defaults / hint is not a key here (it belongs in extensions): "
+    )
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
@@ -686,10 +836,12 @@ def test_built_in_then_defaults_then_the_most_specific_entry_alone(
 
 
 def test_every_setting_reaches_its_extension_by_its_own_name(read: Read) -> None:
-    values = {name: low + 1 + place for place, (name, (low, _)) in enumerate(BOUNDS.items())}
-    policies = dict.fromkeys(POLICIES, "never")
-    settings = {name: value for name, value in values.items() if name not in LIMITS} | policies
-    text = "".join(f"    {name}: {value}\n" for name, value in settings.items())
+    values = {name: low + 2 + place for place, (name, (low, _)) in enumerate(BOUNDS.items())}
+    words = {name: known[-1] for name, known in CHOICES.items()}
+    words |= {name: STATES[place % 9] for place, name in enumerate(CHOICES) if CHOICES[name] is STATES}
+    settings = {name: value for name, value in values.items() if name not in LIMITS} | words | TEXTS
+    assert all(value != getattr(Settings(), name) for name, value in settings.items())
+    text = "".join(f"    {name}: {value!r}\n" for name, value in settings.items())
     found = read(f"extensions:\n  1000:\n{text}").directory.extension(Number("1000"))
     assert asdict(found.settings) == settings
     limits = {name: value for name, value in values.items() if name in LIMITS}

@@ -24,10 +24,12 @@ CONTEXTS = {
     "cc-hangup",
     "cc-note",
     "cc-offer",
+    "cc-onward",
     "cc-poll",
     "cc-recall",
     "cc-say",
     "cc-sounds",
+    "cc-tried",
 }
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from ipaddress import ip_address
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,9 @@ def tables(text: str) -> Iterator[list[list[str]]]:
         yield whole
 
 
-def table(after: str) -> list[list[str]]:
-    """The rows, without the head, of the README's first table after these words."""
-    return next(tables(README[README.index(after) :]))[1:]
+def table(after: str, which: int = 1) -> list[list[str]]:
+    """The rows, without the head, of the README's first table after these words, or of a later one."""
+    return next(islice(tables(README[README.index(after) :]), which - 1, None))[1:]
 
 
 def words(after: str) -> set[str]:
@@ -153,10 +153,13 @@ def test_the_svg_is_drawn_from_the_dot() -> None:
 
 def test_the_settings_table() -> None:
     rows = {row[0].strip("`"): (row[1], row[2]) for row in table("\nSettings\n--------")}
+    lamp = {row[0].strip("`"): row[1] for row in table("\nSettings\n--------\n", 2)}
     built_in: dict[str, object] = {}
     for defaults in (Settings(), Limits()):
         built_in |= {field.name: getattr(defaults, field.name) for field in fields(defaults)}
-    assert {name: default for name, (_, default) in rows.items()} == {n: str(v) for n, v in built_in.items()}
+    said = {name: default for name, (_, default) in rows.items()} | lamp
+    assert said == {name: str(value) or "none" for name, value in built_in.items()}
+    assert lamp.keys() == {name for name in built_in if name.endswith("_devstate")}
     for name, (whose, _) in rows.items():
         assert (whose == "whole system") == (name in {field.name for field in fields(Limits)})
 
@@ -193,7 +196,7 @@ def test_the_trunks_table(tmp_path: Path) -> None:
 
 def test_whose_setting_it_is() -> None:
     """As the rules read it: ``p.caller.x``, ``caller.settings.x``, ``extension(offer.callee).settings.x``."""
-    source = "".join(Path(str(m.__file__)).read_text() for m in (machine, offers, service))
+    source = "".join(Path(str(m.__file__)).read_text() for m in (machine, offers, service, routes))
     read = set(re.findall(r"(caller|callee)\)?\.(?:settings\.)?(cc_\w+)", source))
     for name, whose, *_ in table("\nSettings\n--------"):
         if whose in ("caller", "callee") and name.startswith("``cc_"):
@@ -247,7 +250,7 @@ def strings(node: ast.AST) -> set[str]:
 
 
 def not_offered() -> set[str]:
-    """What `_not_offered` answers, and the DIALSTATUS itself."""
+    """What `_not_offered` answers, what is added to that when it answers nothing, and the DIALSTATUS itself."""
     returned = {
         word
         for node in ast.walk(functions(SERVICE)["_not_offered"])
@@ -255,7 +258,14 @@ def not_offered() -> set[str]:
         for word in strings(node.value)
     }
     assert {"NO_SUCH_NUMBER", "NOT_REACHED"} <= returned
-    return returned | DIALSTATUS | {offers.NOT_WATCHABLE}
+    added = {
+        word
+        for node in ast.walk(functions(SERVICE)["record"])
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason"
+        for word in strings(node.value)
+    }
+    assert added
+    return returned | added | DIALSTATUS | {offers.NOT_WATCHABLE}
 
 
 # Of the machine's refusals, only these can be met by a script; _apply() calls the machine for all of them.
@@ -283,10 +293,13 @@ def ended_there() -> set[str]:
 
 
 def test_reasons_of_a_request() -> None:
-    said = refusals(reached(SERVICE, "_ask")) | not_offered() | BROKEN | WHO
-    said |= {w for w in strings(functions(ROUTES)["request"]) if w != "SUCCESS" and not w.startswith("CC_")}
+    said = refusals(reached(SERVICE, "_ask", "_toggle")) | not_offered() | BROKEN | WHO
+    words_set = {w for node in reached(ROUTES, "request") for w in strings(node)}
+    said |= {w for w in words_set if w != "SUCCESS" and not w.startswith("CC_")}
     said |= said_by_dialplan("CC_REQUEST_REASON")
-    said |= {w for w in strings(functions(SERVICE)["call_ended"]) if w.isupper() and w not in ("ANSWER", "CANCEL")}
+    said |= {
+        w for w in strings(functions(SERVICE)["call_ended"]) if w.isupper() and w not in ("ANSWER", "CANCEL")
+    }
     # What `service.accepted` says: how a request ended before the other PBX had accepted it.
     rules = {row.rule.__name__ for (state, _), row in machine.TABLE.items() if state is model.State.REQUESTED}
     said |= ended_there() | ends(reached(MACHINE, *rules))
@@ -294,7 +307,12 @@ def test_reasons_of_a_request() -> None:
 
 
 def test_reasons_of_a_cancel() -> None:
-    said = refusals(reached(SERVICE, "_cancel")) | BROKEN | WHO | said_by_dialplan("CC_CANCEL_REASON")
+    said = (
+        refusals(reached(SERVICE, "_cancel", "_cancel_all"))
+        | BROKEN
+        | WHO
+        | said_by_dialplan("CC_CANCEL_REASON")
+    )
     assert words("``CC_CANCEL_REASON``, after") == said
 
 

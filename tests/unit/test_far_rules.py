@@ -1,14 +1,12 @@
 """The rules with parties beyond trunks, as conversations: what lies beyond is a hand-written fake."""
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 
 from fastagi.agi import routes
-from fastagi.agi.wire import Call
 from fastagi.completion import machine
 from fastagi.completion.machine import (
     ACCEPT_WITHIN,
@@ -44,8 +42,8 @@ from fastagi.completion.model import (
 from fastagi.completion.offers import NOT_WATCHABLE, OFFER_MEMORY, OFFERS_PER_CALLER, FailedCall
 from fastagi.completion.ports import Beyond, Kept, far_device
 from fastagi.completion.service import RING_AT_MOST, Target
-from fastagi.errors import Refused
 from tests.unit.rules import GONE, IDLE, IN_USE, START, World, phone
+from tests.unit.scripts import Script, ran
 
 CCBS, CCNR, CCNL = Service
 NOW = 10_000.0
@@ -1119,82 +1117,21 @@ def test_open_is_what_is_loaded() -> None:
 # -------------------------------------------------------------------------------------------- the scripts
 
 
-class FakeSession:
-    """One AGI session; ``call`` is what Asterisk said."""
-
-    hung_up = False
-    peer = "127.0.0.1:4000"
-
-    def __init__(self, channel: str, *args: str, uniqueid: str = "1.1") -> None:
-        env = {"channel": channel, "uniqueid": uniqueid, "context": "phones"}
-        self.call = Call("x", {}, env, args)
-
-    async def get_full_variable(self, expression: str, channel: str | None = None) -> str | None:
-        return None
-
-
-class Script:
-    """A script on its way: it waits where it asks the service."""
-
-    def __init__(self, world: FarWorld, name: str, channel: str, *args: str) -> None:
-        self._set: Mapping[str, str] | None = None
-        session: Any = FakeSession(channel, *args, uniqueid=f"u-{len(world.store.offers)}")
-        self._run = routes.answer(name, session, world.service, self._ask, world.logged.append)
-        self._go_on(lambda: self._coroutine.send(None))
-
-    @property
-    def _coroutine(self) -> Coroutine[Any, Any, Mapping[str, str]]:
-        return self._run
-
-    def _ask(self, method: Callable[..., None], *args: object) -> Awaitable[Any]:
-        script = self
-
-        class Answer:
-            def __await__(self) -> Generator[None, None, object]:
-                answers: list[object] = []
-                waits = False
-
-                def done(answer: object) -> None:
-                    answers.append(answer)
-                    if waits:
-                        script._go_on(lambda: script._coroutine.send(None))
-
-                method(*args, done)
-                if not answers:
-                    waits = True
-                    yield
-                if isinstance(answers[0], Refused):
-                    raise answers[0]
-                return answers[0]
-
-        return Answer()
-
-    def _go_on(self, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except StopIteration as end:
-            self._set = end.value
-
-    def sets(self) -> Mapping[str, str] | None:
-        """What it sets, once it is over."""
-        return self._set
-
-
-def ran(world: FarWorld, name: str, channel: str, *args: str) -> Mapping[str, str]:
-    script = Script(world, name, channel, *args)
-    world.look()
-    made = script.sets()
-    assert made is not None, "it waits"
-    return made
-
-
 PHONE, TRUNK = "PJSIP/1000-00000001", "PJSIP/mxone-0000000a"
 
 
 def test_record_tells_what_went_over_the_trunk(world: FarWorld) -> None:
     world.far.offers["abc@192.0.2.1"] = CCNR
     made = ran(world, "record", PHONE, "2000", "NOANSWER", "19", "PJSIP/2000@mxone", "abc@192.0.2.1", "in@x")
-    assert made == {"CC_OFFERED": "1", "CC_SERVICE": "CCNR", "CC_OFFER_ID": "1", "CC_ACK": "1"}
+    assert made == {
+        "CC_OFFERED": "1",
+        "CC_SERVICE": "CCNR",
+        "CC_OFFER_ID": "1",
+        "CC_OFFER_DIGIT": "",
+        "CC_OFFER_REPEAT": "2",
+        "CC_OFFER_WAIT": "4",
+        "CC_ACK": "1",
+    }
     offer = world.store.offers[1]
     assert (offer.monitor, offer.call_out, offer.call_in, offer.callee_devices) == (
         "mxone",
@@ -1202,6 +1139,18 @@ def test_record_tells_what_went_over_the_trunk(world: FarWorld) -> None:
         "",
         (),
     )
+
+
+def test_a_hint_here_does_not_watch_whom_the_other_pbx_watches(world: FarWorld) -> None:
+    world.directory.set("2000", monitor="hint", hint="2000@phones")
+    world.fails_out("1000", "2000")
+    world.asks("1000")
+    assert world.service.book.offers[1].callee_devices == ()
+    assert (world.request(2).state, world.request(2).callee_devices) == (
+        State.REQUESTED,
+        (far_device(2, "callee"),),
+    )
+    assert not world.monitor.devices
 
 
 def test_record_of_a_caller_beyond(world: FarWorld) -> None:

@@ -23,9 +23,9 @@ RULES: list[tuple[str, str, str]] = [
     (r"completion\.model", "errors", ""),
     (r"completion\.(machine|queue|ports)", r"errors|completion\.model", ""),
     (r"completion\.book", r"errors|completion\.(model|machine|queue|ports)", ""),
-    (r"completion\.offers", r"errors|completion\.(model|machine|queue|ports|book)", ""),
+    (r"completion\.(offers|lamps)", r"errors|completion\.(model|machine|queue|ports|book)", ""),
     (r"completion\.turns", r"errors|completion\.(model|machine|queue|ports|book)", ""),
-    (r"completion\.service", r"errors|completion\.(model|machine|queue|ports|book|offers|turns)", ""),
+    (r"completion\.service", r"errors|completion\.(model|machine|queue|ports|book|offers|lamps|turns)", ""),
     # What stands on them
     (r"store(\..+)?", r"errors|completion(\..+)?|store(\..+)?", "sqlite_utils"),
     (r"agi\.wire", "errors", r"asterisk\.agi"),

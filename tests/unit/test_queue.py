@@ -22,7 +22,7 @@ from fastagi.completion.model import (
     State,
     together,
 )
-from fastagi.completion.queue import Verdict, ready, select, watched
+from fastagi.completion.queue import Verdict, View, ready, select, watched
 from tests.unit.rules import GONE, IDLE, IN_USE, RINGING
 
 NOW = 1000.0
@@ -56,10 +56,15 @@ def levels(**seen: Presence) -> Levels:
     return {dev(name): presence for name, presence in seen.items()}
 
 
+def view(seen: Levels, now: float = NOW, guard: float = 0, **since: float) -> View:
+    """What is known: the levels, and when a device became idle; one not named was so when first looked at."""
+    return View(seen.get, lambda d: since.get(d.removeprefix("PJSIP/"), 0.0), lambda r: guard, now)
+
+
 def first(
-    requests: Iterable[Request], seen: Levels, rested: bool = True, now: float = NOW
+    requests: Iterable[Request], seen: Levels, now: float = NOW, guard: float = 0, **since: float
 ) -> tuple[int, Verdict] | None:
-    found = select(list(requests), seen.get, lambda r: rested, now)
+    found = select(list(requests), view(seen, now, guard, **since))
     return found and (found[0].id, found[1])
 
 
@@ -135,9 +140,11 @@ def test_until_retry_at_the_younger_one_goes_first() -> None:
 
 
 def test_a_callee_who_has_not_rested_is_left_alone() -> None:
-    assert first([A1], ALL_IDLE, rested=False) is None
-    assert not ready(A1, ALL_IDLE.get, lambda r: False, NOW)
-    assert ready(A1, ALL_IDLE.get, lambda r: True, NOW)
+    assert first([A1], ALL_IDLE, guard=5, b=NOW - 4.9) is None
+    assert first([A1], ALL_IDLE, guard=5, b=NOW - 5) == (1, Verdict.SELECT)
+    assert not ready(A1, view(ALL_IDLE, guard=5, b=NOW - 4.9))
+    assert ready(A1, view(ALL_IDLE, guard=5, b=NOW - 5))
+    assert ready(A1, view(ALL_IDLE, guard=5)), "he was free before, and has nothing to rest from"
 
 
 @pytest.mark.parametrize("state", sorted(set(State) - {State.QUEUED}))
@@ -216,6 +223,26 @@ def test_a_turn_elsewhere_takes_nothing_here() -> None:
     assert first([req(1, "a1", "b", state=State.READY), req(2, "a2", "c")], ALL_IDLE) == (2, Verdict.SELECT)
 
 
+@pytest.mark.parametrize("state", sorted(TURN))
+def test_the_numbers_of_a_turn_are_taken_where_the_devices_tell_nothing(state: State) -> None:
+    """Two who wait for each other by hint."""
+    one = replace(req(1, state=state), callee_devices=(Device("Hint:b@x"),))
+    other = replace(req(2, "b", "a1"), callee_devices=(Device("Hint:a1@x"),))
+    seen = {**levels(a1=IDLE, b=IDLE), Device("Hint:a1@x"): IDLE, Device("Hint:b@x"): IDLE}
+    assert first([one, other], seen) is None
+    assert first([other], seen) == (2, Verdict.SELECT)
+
+
+def test_a_number_beyond_a_trunk_is_nobodys_name() -> None:
+    """Those beyond may share a From, and one there may be called as one of ours."""
+    turn = req(1, "7000", "b", state=State.READY, agent="mxone")
+    same_from = replace(req(2, "7000", "c", agent="mxone"), caller_devices=(dev("a2"),))
+    assert first([turn, same_from], ALL_IDLE) == (2, Verdict.SELECT)
+    turn = replace(req(1, "a1", "c", state=State.READY, monitor="mxone"), callee_devices=(dev("far"),))
+    ours = req(2, "a2", "c")
+    assert first([turn, ours], ALL_IDLE) == (2, Verdict.SELECT)
+
+
 # -------------------------------------------------------------------------------------- several devices
 
 
@@ -241,11 +268,62 @@ def test_the_devices_of_one_person_as_one(parts: list[Presence | None], whole: P
     assert together(reversed(parts)) is whole
 
 
-def test_a_callee_with_two_phones_is_free_when_neither_is_used() -> None:
-    two = req(1, callee="b&c")
-    assert first([two], levels(a1=IDLE, b=IDLE, c=IN_USE)) is None
-    assert first([two], levels(a1=IDLE, b=IDLE)) is None
-    assert first([two], levels(a1=IDLE, b=IDLE, c=GONE)) == (1, Verdict.SELECT)
+TWO = req(1, callee="b&c")
+
+
+@pytest.mark.parametrize("other", [IDLE, GONE, RINGING, IN_USE])
+def test_a_callee_with_two_phones_is_free_when_one_is_idle(other: Presence) -> None:
+    assert first([TWO], levels(a1=IDLE, b=IDLE, c=other)) == (1, Verdict.SELECT)
+    assert first([TWO], levels(a1=IDLE, b=other, c=IDLE)) == (1, Verdict.SELECT)
+
+
+@pytest.mark.parametrize("one", [GONE, RINGING, IN_USE])
+@pytest.mark.parametrize("other", [GONE, RINGING, IN_USE])
+def test_he_is_not_free_when_none_is(one: Presence, other: Presence) -> None:
+    assert first([TWO], levels(a1=IDLE, b=one, c=other)) is None
+
+
+def test_nothing_is_said_of_him_before_all_his_phones_were_read() -> None:
+    assert first([TWO], levels(a1=IDLE, b=IDLE)) is None
+    assert first([TWO], levels(a1=IDLE, c=IDLE)) is None
+
+
+AWAITED = replace(TWO, service=Service.CCNR, idle_after=NOW - 100)
+"""He did not answer at NOW - 100, and has used a phone since."""
+
+
+@pytest.mark.parametrize("busy", [IN_USE, RINGING])
+def test_who_did_not_answer_is_free_when_the_phone_he_used_since_is_put_down(busy: Presence) -> None:
+    seen = levels(a1=IDLE, b=IDLE, c=busy)
+    assert first([AWAITED], seen) is None, "idle when first looked at"
+    assert first([AWAITED], seen, b=NOW - 101) is None, "idle since before he was asked for"
+    assert first([AWAITED], seen, b=NOW - 100) is None, "put down with that very call"
+    assert first([AWAITED], seen, b=NOW - 99) == (1, Verdict.SELECT)
+    assert first([AWAITED], seen, c=NOW - 99) is None, "that one is used again"
+
+
+@pytest.mark.parametrize("other", [IDLE, GONE])
+def test_when_nobody_talks_any_more_it_does_not_matter_which_he_used(other: Presence) -> None:
+    assert first([AWAITED], levels(a1=IDLE, b=IDLE, c=other)) == (1, Verdict.SELECT)
+
+
+def test_of_one_phone_it_does_not_matter_since_when_it_is_idle() -> None:
+    one = req(1, service=Service.CCNR, idle_after=NOW)
+    assert first([one], ALL_IDLE, b=NOW - 50) == (1, Verdict.SELECT)
+
+
+def test_he_rests_from_the_phone_that_makes_him_free() -> None:
+    """While another one is used: from the first put down; while none is: from the last."""
+    three = req(1, callee="b&c&d")
+    used = levels(a1=IDLE, b=IDLE, c=IDLE, d=IN_USE)
+    assert first([three], used, guard=5, b=NOW - 5, c=NOW - 1) == (1, Verdict.SELECT)
+    assert first([three], used, guard=5, b=NOW - 4, c=NOW - 1) is None
+    awaited = replace(three, idle_after=NOW - 4.5)
+    assert first([awaited], used, guard=5, b=NOW - 5, c=NOW - 4) is None, "the fresh one has not rested"
+    assert first([awaited], used, guard=4, b=NOW - 5, c=NOW - 4) == (1, Verdict.SELECT)
+    unused = levels(a1=IDLE, b=IDLE, c=IDLE, d=GONE)
+    assert first([three], unused, guard=5, b=NOW - 5, c=NOW - 1) is None
+    assert first([three], unused, guard=5, b=NOW - 50, c=NOW - 5, d=NOW) == (1, Verdict.SELECT)
 
 
 def test_a_caller_with_two_phones_is_passed_over_while_he_uses_one() -> None:
@@ -257,8 +335,8 @@ def test_a_caller_with_two_phones_is_passed_over_while_he_uses_one() -> None:
 # ----------------------------------------------------------------------------------------- who is watched
 
 
-def look_at(*requests: Request, seen: Levels = ALL_IDLE, rested: bool = True) -> set[tuple[str, bool]]:
-    found = watched(requests, seen.get, lambda r: rested, NOW)
+def look_at(*requests: Request, seen: Levels = ALL_IDLE, guard: float = 0) -> set[tuple[str, bool]]:
+    found = watched(requests, view(seen, guard=guard, b=NOW - 1))
     return {(device.removeprefix("PJSIP/"), of_callee) for device, of_callee in found}
 
 
@@ -271,7 +349,7 @@ def test_a_callee_is_watched_while_anybody_waits_or_is_in_his_turn() -> None:
 def test_a_caller_is_watched_when_it_matters() -> None:
     assert look_at(A1, seen=levels(b=IDLE)) == {("b", True), ("a1", False)}
     assert look_at(A1, seen=levels(b=IN_USE)) == {("b", True)}
-    assert look_at(A1, seen=levels(b=IDLE), rested=False) == {("b", True)}
+    assert look_at(A1, seen=levels(b=IDLE), guard=2) == {("b", True)}
     assert look_at(replace(A1, suspended=True), seen={}) == {("b", True), ("a1", False)}
     assert look_at(replace(A1, state=State.CALLING)) == {("b", True)}
     assert look_at(replace(A1, state=State.READY, suspended=True)) == {("b", True)}
@@ -280,33 +358,42 @@ def test_a_caller_is_watched_when_it_matters() -> None:
 # -------------------------------------------------------------------------------------------- random runs
 
 
-def possible(r: Request, requests: list[Request], seen: Levels, now: float) -> bool:
+def free(r: Request, v: View) -> bool:
+    """By the letter: all his phones were read, and one that may say so is idle."""
+    phones = {d: v.look(d) for d in r.callee_devices}
+    if None in phones.values():
+        return False
+    whole = IN_USE not in phones.values() and RINGING not in phones.values()
+    return any(
+        p is IDLE and (whole or v.since(d) > r.idle_after or not r.idle_after) for d, p in phones.items()
+    )
+
+
+def possible(r: Request, requests: list[Request], v: View) -> bool:
     """By the letter: he is available, both are free, and no turn has one of their devices."""
     taken = {d for t in requests if t.state in TURN for d in t.caller_devices + t.callee_devices}
     return (
         r.state is State.QUEUED
         and not r.suspended
         and not r.sign_needed
-        and r.retry_at <= now
+        and r.retry_at <= v.now
         and not taken & {*r.caller_devices, *r.callee_devices}
-        and together(map(seen.get, r.callee_devices)) is IDLE
+        and free(r, v)
     )
 
 
-def served(r: Request, seen: Levels) -> bool:
-    return together(map(seen.get, r.caller_devices)) is IDLE
+def served(r: Request, v: View) -> bool:
+    return together(map(v.look, r.caller_devices)) is IDLE
 
 
-def eligible(
-    some: list[Request], requests: list[Request], seen: Levels, now: float
-) -> tuple[list[int], set[Device]]:
+def eligible(some: list[Request], requests: list[Request], v: View) -> tuple[list[int], set[Device]]:
     """Who of ``some`` could be served now, and the devices held by those whose caller was not read yet."""
     could: list[int] = []
     held: set[Device] = set()
     for r in some:
         devices = {*r.caller_devices, *r.callee_devices}
-        if possible(r, requests, seen, now) and not held & devices:
-            if served(r, seen):
+        if possible(r, requests, v) and not held & devices:
+            if served(r, v):
                 could.append(r.id)
             else:
                 held |= devices
@@ -327,6 +414,7 @@ def test_random_lives(seed: int) -> None:
     policy = Policy(Settings(cc_max_recalls=50, cc_retry_timer=3), Settings())
     requests: list[Request] = []
     seen: dict[Device, Presence] = {}
+    since: dict[Device, float] = {}
     over: list[int] = []
     born = recalls = 0
     now = NOW
@@ -347,7 +435,9 @@ def test_random_lives(seed: int) -> None:
                     requests.append(step(asked, machine.Asked(), now, policy).request)
             case 1 | 2:
                 device = dev(dice.choice("abcdef"))
-                seen[device] = dice.choice((IDLE, IDLE, IN_USE, RINGING, GONE))
+                old, seen[device] = seen.get(device), dice.choice((IDLE, IDLE, IN_USE, RINGING, GONE))
+                if seen[device] is IDLE and old not in (IDLE, None):
+                    since[device] = now
                 if dice.random() < 0.1:
                     del seen[device]
             case 3 if turns := [r for r in requests if r.state in TURN]:
@@ -368,14 +458,15 @@ def test_random_lives(seed: int) -> None:
                     over.append(step(r, machine.CallCompleted(), now, policy).request.id)
                     requests.remove(r)
         verdicts = 0
-        while found := select(requests, seen.get, lambda r: True, now):
+        v = View(seen.get, lambda d: since.get(d, 0.0), lambda r: 0.0, now)
+        while found := select(requests, v):
             r, verdict = found
             verdicts += 1
             assert verdicts < 200, "it never settles"
             older = requests[: requests.index(r)]
             if verdict is Verdict.SELECT:
-                assert possible(r, requests, seen, now) and served(r, seen)
-                could, held = eligible(older, requests, seen, now)
+                assert possible(r, requests, v) and served(r, v)
+                could, held = eligible(older, requests, v)
                 assert not could, f"{r.id} was served before {could}"
                 assert not held & {*r.caller_devices, *r.callee_devices}, (
                     "served before an older one was looked at"
@@ -383,11 +474,11 @@ def test_random_lives(seed: int) -> None:
                 recalls += 1
                 put(step(r, machine.Selected(f"r{recalls}"), now, policy).request)
             else:
-                assert verdict is not Verdict.PASS_OVER or possible(r, requests, seen, now)
+                assert verdict is not Verdict.PASS_OVER or possible(r, requests, v)
                 put(step(r, EVENT[verdict], now, policy).request)
         in_turn = [d for r in requests if r.state in TURN for d in r.caller_devices + r.callee_devices]
         assert len(in_turn) == len(set(in_turn)), "two turns share a device"
-        assert not eligible(requests, requests, seen, now)[0], "one was forgotten"
+        assert not eligible(requests, requests, v)[0], "one was forgotten"
         assert sorted([r.id for r in requests] + over) == list(range(1, born + 1)), "a request was lost"
     assert born > 3
 
@@ -397,7 +488,7 @@ def test_the_random_lives_see_recalls() -> None:
     requests = [req(i, f"a{i}", f"b{i}") for i in range(1, 6)]
     seen = {d: IDLE for r in requests for d in r.caller_devices + r.callee_devices}
     turns = []
-    while found := select(requests, seen.get, lambda r: True, NOW):
+    while found := select(requests, view(seen)):
         turns.append(found[0].id)
         requests = [replace(r, state=State.READY) if r.id == found[0].id else r for r in requests]
     assert turns == [1, 2, 3, 4, 5]

@@ -285,9 +285,27 @@ def test_who_is_no_extension_may_not_ask(world: World, ask: str, who: str) -> No
 
 
 def test_a_call_to_his_own_phone_is_not_offered(world: World) -> None:
+    world.directory.set("1000", ["PJSIP/1000", "PJSIP/1001"])
     world.fails("1000", "1000")
-    world.fails("1000", "2000", devices=["PJSIP/2000", "PJSIP/1000"])
-    assert [e for e in world.told() if e.startswith("->")] == ["-> not offered: CALLER_IS_CALLEE"] * 2
+    world.fails("1000", "1000", devices=["PJSIP/2000"])
+    world.fails("1000", "2000", devices=["PJSIP/1000"])
+    world.fails("1000", "2000", devices=["PJSIP/1000", "PJSIP/1001"])
+    assert [e for e in world.told() if e.startswith("->")] == ["-> not offered: CALLER_IS_CALLEE"] * 4
+
+
+def test_a_member_of_the_group_he_called_waits_for_the_others(world: World) -> None:
+    """His own phone, which he uses, says nothing of them, and does not ring for himself."""
+    world.directory.set("1000", ["PJSIP/1000", "PJSIP/1001"])
+    world.set("2000", IN_USE)
+    world.set("1000", IN_USE)
+    world.fails("1000", "6000", devices=["PJSIP/1001", "PJSIP/2000", "PJSIP/1000"])
+    world.asks("1000")
+    assert world.told()[-1] == "-> 2 at place 1"
+    assert set(world.monitor.devices) == {"PJSIP/2000"}
+    world.set("2000", IDLE)
+    assert world.rings() == [] and world.request(2).suspended, "his own call is not over"
+    world.set("1000", IDLE)
+    assert world.rings() == ["ring 1000 for 6000: r1"]
 
 
 def test_what_cannot_be_watched_is_not_offered(world: World) -> None:
@@ -322,7 +340,11 @@ def test_pending_shows_his_own_oldest_first(world: World) -> None:
     world.pending("1000")
     world.pending("1100")
     world.pending("1200")
-    assert world.told() == ["-> 2 for 2000 QUEUED, 6 for 2001 QUEUED", "-> 4 for 2000 QUEUED", "-> none"]
+    assert world.told() == [
+        "-> 2 for 2000 QUEUED at place 1, 6 for 2001 QUEUED at place 1",
+        "-> 4 for 2000 QUEUED at place 2",
+        "-> none",
+    ]
 
 
 # ------------------------------------------------------------------------------------- one call, one offer
@@ -1084,7 +1106,7 @@ def test_what_comes_during_a_commit_waits_and_then_goes_in_one(world: World) -> 
         "-> offer 3 CCBS",
         "-> 4 at place 1",
         "-> 5 at place 2",
-        "-> 5 for 2000 QUEUED",
+        "-> 5 for 2000 QUEUED at place 2",
     ]
     assert world.store.tries == tries + 1
 
@@ -1130,7 +1152,10 @@ def test_the_commit_fails_and_nothing_has_changed(world: World) -> None:
     world.service.cancel_id(3, world.said)
     world.pending("1000")
     world.pending("1100")
-    assert world.told() == ["not saved", "-> FAIL STORE_FAILED"] * 4 + ["-> none", "-> 3 for 2000 QUEUED"]
+    assert world.told() == ["not saved", "-> FAIL STORE_FAILED"] * 4 + [
+        "-> none",
+        "-> 3 for 2000 QUEUED at place 1",
+    ]
     assert world.store.requests == before
     assert len(world.logged) == logged + 4
     assert all("disk full" in line for line in world.logged[logged:])
@@ -1438,8 +1463,21 @@ def test_the_pause_is_counted_from_the_last_of_his_phones(world: World) -> None:
     world.set("b2", IN_USE)
     world.wants("1000", "2000")
     world.set("b1", IDLE)
-    world.wait(60)
+    world.wait(4)
     world.set("b2", IDLE)
+    world.wait(4.9)
+    assert world.rings() == []
+    world.wait(0.1)
+    assert len(world.rings()) == 1
+
+
+def test_the_pause_is_that_of_the_phone_put_down_while_he_uses_the_other(world: World) -> None:
+    world.directory.set("2000", ["PJSIP/b1", "PJSIP/b2"], cc_guard_timer=5)
+    world.set("b1", IN_USE)
+    world.set("b2", IN_USE)
+    world.wants("1000", "2000")
+    world.wait(60)
+    world.set("b1", IDLE)
     world.wait(4.9)
     assert world.rings() == []
     world.wait(0.1)

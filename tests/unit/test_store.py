@@ -22,7 +22,7 @@ from fastagi.completion.model import OPEN, Context, Device, Number, Offer, Reque
 from fastagi.completion.ports import Changes, LogEntry
 from fastagi.errors import StoreError
 from fastagi.store.requests import Reader, Store
-from fastagi.store.schema import trunks
+from fastagi.store.schema import several_devices, trunks
 
 Open = Callable[[], "Shop"]
 
@@ -113,6 +113,7 @@ def some_request(dice: random.Random, id: int, state: State | None = None) -> Re
         service_ends=dice.uniform(0, 2e9),
         suspended=dice.random() < 0.5,
         sign_needed=dice.random() < 0.5,
+        idle_after=dice.choice((0.0, dice.uniform(0, 2e9))),
         retry_at=dice.choice((0.0, dice.uniform(0, 2e9))),
         recalls=dice.randint(0, 99),
         recall_id=dice.choice(("", "012345678901234", "999999999999999")),
@@ -354,6 +355,26 @@ def test_a_database_of_before_the_trunks_is_brought_up_to_date(shop: Open, path:
     assert (one.store.kept(), Reader(path).log(2)) == ({}, [entry(2)])
     one.good(kept={("agent", "2"): Note("new")}, offers=[replace(OFFER, id=3)])
     assert Reader(path).offers() == [offer, replace(OFFER, id=3)]
+
+
+def test_a_database_of_before_several_devices_is_brought_up_to_date(shop: Open, path: Path) -> None:
+    """All keep their place and wait on; who waited for a sign of life is not rung for a phone idle all along."""
+    waits = replace(REQUEST, service=Service.CCBS, idle_after=0.0, recalls=0)
+    awaited = replace(waits, id=3, service=Service.CCNR, asked_at=6.0)
+    failed = replace(waits, id=4, recalls=1, asked_at=7.0)
+    over = replace(waits, id=5, state=State.ENDED, ended_at=9.0)
+    one = shop()
+    one.good(requests={r.id: r for r in (waits, awaited, failed, over)}, offers=[OFFER])
+    one.connection.execute("ALTER TABLE requests DROP COLUMN idle_after")
+    one.connection.execute("DELETE FROM _sqlite_migrations WHERE name = ?", [several_devices.__name__])
+    assert Reader(path).request(3) == awaited, "before serve has opened it"
+    one = shop()
+    kept = [waits, replace(awaited, idle_after=6.0), replace(failed, idle_after=7.0)]
+    assert one.store.load() == ([OFFER], kept, 5)
+    assert Reader(path).request(5) == over
+    one.good(requests={2: replace(waits, idle_after=8.5)})
+    assert Reader(path).request(2) == replace(waits, idle_after=8.5)
+    assert shop().store.load()[1][1:] == kept[1:], "once is enough"
 
 
 # ---------------------------------------------------------------------------------------- a commit that fails

@@ -1,0 +1,263 @@
+"""The AMI client: device states as they change, and what else Asterisk is asked, over one lasting connection.
+
+Theory of operation
+-------------------
+A connection is greeted, logs in, and then runs the owner's coroutine ``up`` until it is lost. While it lives:
+
+- Every action has an ActionID of its own and ends within ANSWER_WITHIN seconds, answered or not; those that
+  still wait when the connection is lost end then.
+- After PING_AFTER seconds of silence Asterisk is asked if it is there; after DEAD_AFTER it is taken for dead.
+
+A connection that is lost, or cannot be had, is tried again for ever, after 0.2 s and then longer, up to 10 s.
+Why is said once, and again when the reason has changed or after it had worked.
+
+Things to keep in mind: Asterisk lets us in while it is still loading modules: DeviceStateList is unknown then,
+a function that is not loaded yet gives an empty value, and a device that is not yet one comes by an event.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+from twisted.application.internet import ClientService
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.logger import Logger
+
+from fastagi.pbx.amilink import Connection, Connections, Tried, endpoint
+from fastagi.pbx.amiwire import (
+    AmiError,
+    AmiLost,
+    AmiRefused,
+    Framer,
+    Login,
+    Message,
+    fault,
+    login_fields,
+    missing_rights,
+    render,
+    shown,
+)
+
+__all__ = ["Ami", "AmiError", "AmiLost", "AmiRefused", "Login", "try_login"]
+
+FIRST_PAUSE: Final = 0.2  # seconds, doubled by each failure in a row
+LONGEST_PAUSE: Final = 10.0  # seconds
+LONGEST_RING: Final = 86400.0  # seconds
+STEADY_AFTER: Final = 10.0  # seconds that a connection lasts to count as a success
+
+_log = Logger()
+
+
+class Ami:
+    """One Asterisk's manager interface, connected again whenever the connection is lost."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        login: Login,
+        *,
+        up: Callable[["Ami"], Coroutine[Any, Any, None]],
+        device_state: Callable[[str, str], None],
+        extension_state: Callable[[str, str], None],
+        log: Callable[[str], None],
+    ) -> None:
+        """``up(self)`` runs for as long as a connection lasts, once it is logged in and events flow: it is
+        cancelled when the connection is lost. If it fails, the connection is given up and made anew.
+
+        ``device_state(device, state)`` is called for each change, ``extension_state(extension, context)``
+        when a hint's state changes; in the order in which Asterisk tells, also while ``up`` waits. Both are
+        hints, not facts, for a caller can write events (see `amiwire`): what decides something is to be asked
+        for. With ``eventfilter(action(include),name(DeviceStateChange)) =`` in manager.conf he cannot.
+        """
+        self._reactor = reactor
+        self._login = login
+        self._up = up
+        self._listeners: dict[str, tuple[Callable[[str, str], None], tuple[str, ...]]] = {
+            "DeviceStateChange": (device_state, ("Device", "State")),
+            "ExtensionStatus": (extension_state, ("Exten", "Context")),
+        }
+        self._log = log
+        self._service: Any = None
+        self._connection: Connection | None = None
+        self._connected_at: float | None = None
+        self._failures = 0
+        self._said = ""
+
+    # Life
+
+    def start(self) -> None:
+        """Raises `AmiError` when the certificates cannot be read; whatever else fails is tried again."""
+        way: Any = Tried(endpoint(self._reactor, self._login), self._complain)
+        factory: Any = Connections(self._new_connection)
+        self._service = ClientService(way, factory, self._pause, self._reactor)
+        self._service.startService()
+
+    def stop(self) -> "Deferred[None]":
+        """Disconnect for good; fires when that is done."""
+        service, self._service = self._service, None
+        if service is None:
+            return succeed(None)
+        if self._connection is not None:
+            self._connection.ends_soon()
+        return maybeDeferred(service.stopService)
+
+    @property
+    def connected(self) -> bool:
+        """Logged in, as far as we know."""
+        return self._connected_at is not None
+
+    # Actions; each raises `AmiError` when it failed, was refused or timed out, or when there is no connection
+
+    async def ask(self, expression: str) -> str:
+        """The value of a global variable or of a function that needs no channel, such as
+        ``DEVICE_STATE(PJSIP/2000)``; empty too if there is no such thing."""
+        return (await self._act("Getvar", {"Variable": expression})).get("Value", "")
+
+    async def set(self, variable: str, value: str) -> None:
+        """The same the other way: ``DEVICE_STATE(Custom:CC1000)`` to ``INUSE``."""
+        await self._act("Setvar", {"Variable": variable, "Value": value})
+
+    async def hang_up(self, channel: str) -> None:
+        """Just this channel."""
+        if channel.startswith("/"):
+            raise AmiError("Hangup is not sent: Asterisk would read its Channel as a pattern")
+        await self._act("Hangup", {"Channel": channel})
+
+    async def originate(self, channel: str, context: str, exten: str, timeout: float) -> None:
+        """Call ``channel``, for ``timeout`` seconds; whoever answers there goes to ``exten`` in ``context``.
+
+        Returns when Asterisk has accepted it, not when it has succeeded.
+        """
+        if not 0.001 <= timeout <= LONGEST_RING:
+            raise AmiError(f"Originate is not sent: {timeout} is no number of seconds to ring")
+        fields = {
+            "Channel": channel,
+            "Context": context,
+            "Exten": exten,
+            "Priority": "1",
+            "Timeout": str(round(timeout * 1000)),
+            "Async": "true",
+        }
+        await self._act("Originate", fields)
+
+    async def device_states(self) -> dict[str, str]:
+        """Every device that Asterisk knows a state of, ``PJSIP/...``, ``Custom:...``, and that state."""
+        listed: dict[str, str] = {}
+        await self._act("DeviceStateList", {}, listed)
+        return listed
+
+    async def _act(
+        self, action: str, fields: Mapping[str, str], listed: dict[str, str] | None = None
+    ) -> Message:
+        if self._connection is None or not self.connected:
+            raise AmiLost(f"{action} is not sent: AMI is not connected")
+        return await self._connection.act(action, fields, listed)
+
+    # What the connections tell
+
+    def _new_connection(self) -> Connection:
+        self._connection = Connection(
+            self._reactor, self._login, run=self._run, event=self._event, lost=self._lost
+        )
+        return self._connection
+
+    async def _run(self) -> None:
+        self._connected_at = self._reactor.seconds()
+        self._said = ""
+        self._log(f"AMI connected to {self._login.where} as {self._login.username}")
+        await self._up(self)
+
+    def _event(self, message: Message) -> None:
+        listener, keys = self._listeners.get(message["Event"], (None, ()))
+        if listener is None or not all(key in message for key in keys):
+            return
+        try:
+            listener(*(message[key] for key in keys))
+        except Exception:  # a fault of ours; the events behind this one shall come through
+            _log.failure("An AMI event could not be handled.")
+
+    def _lost(self, why: str) -> None:
+        began, self._connected_at = self._connected_at, None
+        self._connection = None
+        if began is not None and self._reactor.seconds() - began >= STEADY_AFTER:
+            self._failures = 0
+        self._complain(why)
+
+    def _complain(self, why: str) -> None:
+        if self._service is not None and why != self._said:
+            self._said = why
+            self._log(f"AMI at {self._login.where}: {why}")
+
+    def _pause(self, _: int) -> float:
+        self._failures += 1
+        return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(10, self._failures - 1)))
+
+
+# -- trying it, for a person who waits ---------------------------------------------------------------------
+
+
+def try_login(login: Login, timeout: float = 5.0) -> str:
+    """Log in, look what this user may do, and leave; blocks for ``timeout`` seconds at most.
+
+    Answers a sentence on what is wrong; empty: nothing is. Whether events would come (read=call) is not seen.
+    """
+    end = time.monotonic() + timeout
+    try:
+        with socket.create_connection((login.host, login.port), timeout) as plain:
+            plain.settimeout(max(0.01, end - time.monotonic()))
+            with _tls(plain, login) if login.tls else plain as connection:
+                talk = _Talk(connection, end)
+                challenge = talk.act("Challenge", {"AuthType": "MD5"})
+                talk.act("Login", {**login_fields(login, challenge), "Events": "off"})
+                lacks = missing_rights(talk.act("ListCommands", {}))
+    except AmiError as error:
+        lacks = str(error)
+    except TimeoutError:
+        lacks = "no answer"
+    except ConnectionRefusedError:
+        lacks = "nobody listens there"
+    except socket.gaierror:
+        lacks = "there is no such host"
+    except (OSError, ValueError) as error:
+        lacks = shown(str(error))
+    return f"AMI at {login.where}: {lacks}" if lacks else ""
+
+
+def _tls(plain: socket.socket, login: Login) -> socket.socket:
+    import ssl  # only if it is asked for
+
+    context = ssl.create_default_context(cafile=login.ca)
+    return context.wrap_socket(plain, server_hostname=login.host)
+
+
+class _Talk:
+    """A question, its answer, the next question."""
+
+    def __init__(self, connection: socket.socket, end: float) -> None:
+        self._connection = connection
+        self._end = end
+        self._framer = Framer()
+        self._serial = 0
+        while not self._framer.greeted:
+            self._read()
+
+    def act(self, action: str, fields: Mapping[str, str]) -> Message:
+        self._serial += 1
+        self._connection.sendall(render(action, str(self._serial), fields))
+        while True:
+            for message in self._read():
+                if message.get("Response") and message.get("ActionID") == str(self._serial):
+                    if (refusal := fault(action, message)) is not None:
+                        raise refusal
+                    return message
+
+    def _read(self) -> list[Message]:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        data = self._connection.recv(65536)
+        if not data:
+            raise AmiError("the connection was closed")
+        return list(self._framer.feed(data))

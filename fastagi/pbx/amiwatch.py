@@ -1,0 +1,90 @@
+"""AMI as a line to Asterisk: events lead, asking is the net below them; and recalls by Originate."""
+
+from twisted.internet.defer import Deferred, succeed
+
+from fastagi.pbx.ami import Ami, AmiError, AmiLost
+from fastagi.pbx.callfile import recall_id_of
+from fastagi.pbx.devicestate import DeviceStates
+from fastagi.pbx.lamp import PREFIX
+from fastagi.pbx.watch import LineLost, Watcher
+
+NET = 10.0
+"""Seconds between two looks at a device whose every change an event should tell."""
+
+
+class AmiLine:
+    """A connection to AMI, as a line of the watcher."""
+
+    at_least = NET
+    beat = 3600.0
+
+    def __init__(self, ami: Ami, lamps: list[str]) -> None:
+        self._ami = ami
+        self._lamps = lamps
+
+    async def ask(self, expression: str) -> str:
+        try:
+            return await self._ami.ask(expression)
+        except AmiError as error:
+            raise LineLost(str(error)) from error
+
+    async def set(self, name: str, value: str) -> None:
+        try:
+            await self._ami.set(name, value)
+        except AmiError as error:
+            raise LineLost(str(error)) from error
+
+    async def hang_up(self, channel: str) -> None:
+        try:
+            await self._ami.hang_up(channel)
+        except AmiLost as error:
+            raise LineLost(str(error)) from error
+        except AmiError:
+            pass  # it ended by itself first
+
+    async def lamps(self) -> list[str]:
+        return self._lamps
+
+    async def check(self) -> None:
+        """It pings by itself."""
+
+    def idle(self, idle: bool) -> None:
+        """It needs no deadline of ours."""
+
+
+class AmiWatch:
+    """Lets a connection lead, once all that Asterisk knows of devices has been read over it."""
+
+    def __init__(self, watcher: Watcher, states: DeviceStates) -> None:
+        self._watcher = watcher
+        self._states = states
+
+    async def up(self, ami: Ami) -> None:
+        """For as long as the connection lasts; raises `LineLost` or `AmiError`."""
+        self._states.lost()  # what another line said is older
+        known = await ami.device_states()
+        lit = [name for name in known if name.startswith(PREFIX)]
+        self._states.learn(known)
+        await self._watcher.serve(AmiLine(ami, lit), always=True)
+
+    def device_state(self, device: str, state: str) -> None:
+        self._states.heard(device, state)
+
+    def extension_state(self, extension: str, context: str) -> None:
+        self._watcher.look_at_hints(extension)
+
+
+class Originates:
+    """Recalls by the AMI action Originate: for an Asterisk on another machine."""
+
+    def __init__(self, ami: Ami) -> None:
+        self._ami = ami
+
+    def begin(self, recall_id: str, wait: int) -> "Deferred[None]":
+        id = recall_id_of(recall_id)
+        done = self._ami.originate(f"Local/{id}@cc-recall/n", "cc-call", id, float(wait))
+        return Deferred.fromCoroutine(done)
+
+    def withdraw(self, recall_id: str) -> "Deferred[None]":
+        """What Asterisk has begun asks us what to ring, and is told: nothing."""
+        return succeed(None)

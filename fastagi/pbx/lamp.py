@@ -1,0 +1,84 @@
+"""The lamps: one device state for each extension, ``Custom:CC<ext>``, to which a key of his phone subscribes.
+
+Asterisk keeps such states in its database: they outlive it, and us. So whenever a line to it is new, what we have
+shown is compared with what it has; and once after our start all of them are, for a lamp may have been left lit.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from fastagi.completion.model import Invalid, Number, number
+
+PREFIX = "Custom:CC"
+
+
+class Line(Protocol):
+    async def ask(self, expression: str) -> str: ...
+
+    async def set(self, name: str, value: str) -> None: ...
+
+    async def lamps(self) -> list[str]:
+        """The devices that begin with `PREFIX`, as far as Asterisk knows any."""
+
+
+class Lamps:
+    """What the lamps are to show, and what of that Asterisk has still to be told.
+
+    ``dark(extension)``: what the lamp of somebody shows for whom there is nothing.
+    """
+
+    def __init__(self, dark: Callable[[Number], str]) -> None:
+        self._dark = dark
+        self._wanted: dict[Number, str] = {}
+        self._to_show: deque[tuple[Number, str]] = deque()
+        self._to_check: deque[Number] = deque()
+        self._compared = False
+
+    def show(self, extension: Number, state: str) -> None:
+        """The lamp of this extension shows ``state``, one of Asterisk's words, from now on."""
+        self._wanted[extension] = state
+        self._to_show.append((extension, state))
+
+    def pending(self) -> bool:
+        """Whether Asterisk has still to be told, or asked, anything."""
+        return bool(self._to_show or self._to_check) or not self._compared
+
+    def urgent(self) -> bool:
+        return bool(self._to_show)
+
+    def new_line(self) -> None:
+        """Whatever was said over an older line may be lost."""
+        self._to_show.clear()
+        self._to_check = deque(self._wanted)
+
+    def stop(self) -> None:
+        self._to_show.clear()
+        self._to_check.clear()
+        self._compared = True
+
+    async def say(self, line: Line) -> None:
+        """One thing of what is `pending`."""
+        if self._to_show:
+            extension, state = self._to_show[0]
+            await line.set(f"DEVICE_STATE({PREFIX}{extension})", state)
+            self._to_show.popleft()
+        elif self._to_check:
+            extension = self._to_check[0]
+            state = self._wanted.get(extension) or self._dark(extension)
+            if await line.ask(f"DEVICE_STATE({PREFIX}{extension})") != state:
+                await line.set(f"DEVICE_STATE({PREFIX}{extension})", state)
+            self._to_check.popleft()
+        elif not self._compared:
+            self._to_check.extend(_extensions(await line.lamps()))
+            self._compared = True
+
+
+def _extensions(devices: list[str]) -> list[Number]:
+    found = []
+    for device in devices:
+        try:
+            found.append(number(device.removeprefix(PREFIX)))
+        except Invalid:
+            continue  # a site's own state, with a name like ours
+    return found
