@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.install import ensure_asterisk
-from tests.lab.phone import Call
+from tests.lab.phone import Call, PhoneError
 from tests.lab.server import DIALPLAN
 from tests.real.bench import Bench, Pbx
 from tests.real.trunkbench import TwoPbx
@@ -426,6 +426,12 @@ def test_the_lamp_is_the_custom_device_of_that_number(bench: Bench) -> None:
     bench.asterisk.cli("devstate change Custom:CC1000 INUSE")
     for key in "*33", "*33123456789", "*331&Custom:CC1000", "*331x", "*3310x0":
         assert lamp(key) == "UNKNOWN", key
+
+
+@pytest.mark.parametrize("key", ["*331%0aX", "*331%26PJSIP/2000", "*33", "*33123456789"])
+def test_a_phone_watches_lamps_and_nothing_else(bench: Bench, key: str) -> None:
+    with pytest.raises(PhoneError, match="404"):
+        bench.phones["1000"].watch_lamp(key)
 
 
 def test_another_code_for_the_lamp_key(bench: Bench) -> None:
