@@ -546,9 +546,10 @@ class CompletionService:
             raise Refused("NOT_HIS_KEY", f"{caller} has pressed the key of {key}")
         own = self._of_caller(caller)
         latest = next(reversed(self.book.offers_of(caller)), None)
-        on_offer = latest is not None and latest.service is not None and now < latest.offer_ends
-        asked = latest is not None and latest.callee in [r.callee for r in own]
-        if (on_offer and not asked) or not any(r.state is not State.CALLING for r in own):
+        waiting = [r.callee for r in own if r.state is not State.CALLING]
+        if latest is not None and latest.callee in waiting:
+            return self._cancel(device, latest.callee, now)
+        if not waiting or (latest is not None and latest.service is not None and now < latest.offer_ends):
             return self._ask(device, None, now)
         return self._cancel(device, None, now)
 
