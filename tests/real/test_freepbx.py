@@ -17,7 +17,7 @@ from tests.lab.asterisk import Phone as Endpoint
 from tests.lab.install import ensure_asterisk
 from tests.lab.phone import Call
 from tests.lab.server import DIALPLAN
-from tests.real.bench import NAMES, SEEN, Bench
+from tests.real.bench import NAMES, QUICK, SEEN, Bench
 from tests.real.test_attack import escaped, slipping
 
 TOP = Path(__file__).resolve().parents[2]
@@ -246,7 +246,7 @@ def test_not_registered_then_registers(pbx: FreePbx) -> None:
 
 def test_do_not_disturb(pbx: FreePbx) -> None:
     """Dial() is not even run; with the hints of FreePBX he is called back when that is switched off."""
-    pbx.reconfigure("defaults: {poll_interval: 0.1, monitor: hint}\n")
+    pbx.reconfigure(QUICK + 'extensions: {"_2XXX": {monitor: hint}}\n')
     pbx.dnd("2000", on=True)
     pbx.fails("2000")
     assert [o.service for o in pbx.offers()] == ["CCBS"]

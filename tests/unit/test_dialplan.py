@@ -88,7 +88,7 @@ def test_the_names_shared_with_the_server() -> None:
     assert ours - read == told | unread
     own = {n for n in read if n.startswith(("CC_NOTE_", "CC_CODE_"))}
     theirs = {"CC_AGI", "CC_RECALL_ID", "CC_TRIES", "CC_TOLD", "CC_POLL_AGI", "CC_DIGIT", "CC_OUT_CALLID"}
-    theirs |= {"CC_ALERT", "CC_ASKED", "CC_OFFER_EXTEN", "CC_PHONE", "CC_SITE"}
+    theirs |= {"CC_ALERT", "CC_ASKED", "CC_OFFER_EXTEN", "CC_PHONE", "CC_SITE", "CC_NOTED", "CC_NO_SUCH"}
     assert read - ours - own == theirs
 
 
@@ -117,3 +117,18 @@ def test_all_that_is_said_stands_in_one_table() -> None:
     calls = " ".join(re.findall(r"cc-say,(?:s|ask),1\((.*)\)", elsewhere))
     literal = re.sub(r'\$\{\w+(?:\(\w+\))?\}|"[^"]*"', "", calls)
     assert set(re.findall(r"[a-z]+", literal)) <= table
+
+
+def test_the_files_for_freepbx_name_what_is_there() -> None:
+    folder = TOP / "contrib/freepbx"
+    codes = dict(re.findall(r"^(\w+)=(\*\d\d)$", (folder / "globals_custom.conf").read_text(), re.MULTILINE))
+    assert set(codes) == set(re.findall(r"CC_CODE_[A-Z]+", code(TEXT)))
+    blacklist = {"*30", "*31", "*32"}
+    assert len(set(codes.values()) - blacklist) == len(codes)
+    page = (folder / "README.rst").read_text()
+    assert all(f"``{value}``" in page and f"``{name}``" in page for name, value in codes.items())
+    custom = code((folder / "extensions_custom.conf").read_text())
+    named = set(re.findall(r"\bcc-[a-z-]+", custom))
+    assert named - CONTEXTS == {"cc-freepbx", "cc-from-internal"}
+    [place] = re.findall(r'#include "(\S+)"', custom)
+    assert place in (TOP / "README.rst").read_text()
