@@ -109,6 +109,12 @@ class Plain(Bench):
     def recorded(self, count: int = 1) -> None:
         self.until(lambda: len(self.offers()) == count, f"{count} calls are on record")
 
+    def transfers(self, call: Call, number: str) -> None:
+        """One of two who talk sends the other to this number."""
+        self.until(lambda: len(self.site_lines("joined 'simple_bridge'")) == 2, "they are joined")
+        host = "{}:{}".format(*self.asterisk.sip_address)
+        call._ask("REFER", [("Refer-To", f"<sip:{number}@{host}>"), ("Referred-By", f"<sip:x@{host}>")], "")
+
     def fails(self, number: str, caller: str = "1000") -> Call:
         """A call that fails by itself; answers it once it is on record."""
         before = len(self.offers())
@@ -231,11 +237,10 @@ def test_an_answered_call_is_not_recorded(plain: Plain) -> None:
 
 def test_who_was_transferred_waits_for_the_one_he_did_not_reach(plain: Plain) -> None:
     plain.lines_are(HANGUP)
-    host = "{}:{}".format(*plain.asterisk.sip_address)
     plain.phones["2000"].answer, plain.phones["3000"].answer = "answer", "busy"
     call = plain.phones["1000"].dial("2000").wait_answered()
     his = plain.phones["2000"].expect_call().wait_answered()
-    his._ask("REFER", [("Refer-To", f"<sip:3000@{host}>"), ("Referred-By", f"<sip:2000@{host}>")], "")
+    plain.transfers(his, "3000")
     call.wait_ended()
     plain.recorded()
     assert [(o.callee, o.callee_devices) for o in plain.offers()] == [("3000", ("PJSIP/3000",))]
@@ -244,11 +249,10 @@ def test_who_was_transferred_waits_for_the_one_he_did_not_reach(plain: Plain) ->
 def test_a_callee_who_is_transferred(plain: Plain) -> None:
     """Then it is he who calls, and does not reach the third."""
     plain.lines_are(HANGUP)
-    host = "{}:{}".format(*plain.asterisk.sip_address)
     plain.phones["2000"].answer, plain.phones["3000"].answer = "answer", "busy"
     call = plain.phones["1000"].dial("2000").wait_answered()
     his = plain.phones["2000"].expect_call().wait_answered()
-    call._ask("REFER", [("Refer-To", f"<sip:3000@{host}>"), ("Referred-By", f"<sip:1000@{host}>")], "")
+    plain.transfers(call, "3000")
     his.wait_ended()
     plain.recorded()
     [offer] = plain.offers()
