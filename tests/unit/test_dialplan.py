@@ -117,3 +117,18 @@ def test_all_that_is_said_stands_in_one_table() -> None:
     calls = " ".join(re.findall(r"cc-say,(?:s|ask),1\((.*)\)", elsewhere))
     literal = re.sub(r'\$\{\w+(?:\(\w+\))?\}|"[^"]*"', "", calls)
     assert set(re.findall(r"[a-z]+", literal)) <= table
+
+
+def test_the_files_for_freepbx_name_what_is_there() -> None:
+    folder = TOP / "contrib/freepbx"
+    codes = dict(re.findall(r"^(\w+)=(\*\d\d)$", (folder / "globals_custom.conf").read_text(), re.MULTILINE))
+    assert set(codes) == set(re.findall(r"CC_CODE_[A-Z]+", code(TEXT)))
+    blacklist = {"*30", "*31", "*32"}
+    assert len(set(codes.values()) - blacklist) == len(codes)
+    page = (folder / "README.rst").read_text()
+    assert all(f"``{value}``" in page and f"``{name}``" in page for name, value in codes.items())
+    custom = code((folder / "extensions_custom.conf").read_text())
+    named = set(re.findall(r"\bcc-[a-z-]+", custom))
+    assert named - CONTEXTS == {"cc-freepbx", "cc-from-internal"}
+    [place] = re.findall(r'#include "(\S+)"', custom)
+    assert place in (TOP / "README.rst").read_text()
