@@ -385,7 +385,8 @@ def test_the_codes() -> None:
 def test_the_prompts() -> None:
     names = (
         r"\b(activated|cancelled|beeperr|im-sorry|vm-[a-z]+|to-call-[a-z-]+"
-        r"|please-try-[a-z-]+|feature-not-[a-z-]+|number-not-[a-z-]+)\b"
+        r"|please-try-[a-z-]+|feature-not-[a-z-]+|number-not-[a-z-]+|call-waiting|queue-thereare"
+        r"|one-moment-please)\b"
     )
     played = set(re.findall(names, DIALPLAN))
     said = README[README.index("- The prompts are") : README.index("- Asterisk needs")]
@@ -410,7 +411,7 @@ def test_the_whole_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             assert getattr(read, field.name) == getattr(none, field.name), field.name
     someone = Number("1000")
     assert read.directory.extension(someone) == none.directory.extension(someone)
-    text = (DOC / "fastagi.yaml").read_text()
+    text = (DOC / "fastagi.yaml").read_text().replace("\n  #ami:", "\n  ami:")
     for key in re.findall(r"^ *(\w+):", "\n".join(sections()), re.MULTILINE):
         assert re.search(rf"^ *{key}:", text, re.MULTILINE), key
 
@@ -419,6 +420,19 @@ def sections() -> Iterator[str]:
     """All keys there are, but those of an entry."""
     for section in (config._File, config._Fastagi, config._Asterisk, config._Defaults):
         yield from (f"{key}:" for key in section.model_fields)
+
+
+def test_the_whole_of_ami(tmp_path: Path) -> None:
+    """Every key with its default, but for those that have none."""
+    text = re.sub(r"(?m)^  #(ami:|  \w+:)", r"  \1", (DOC / "fastagi.yaml").read_text())
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(text)
+    read = load(path).ami
+    assert read is not None and read.ca
+    need = {"username": read.username, "secret_file": str(read.secret_file), "ca": str(read.ca)}
+    assert config.Ami(**dict(config._AmiSection.model_validate(need))) == read
+    for key in config._AmiSection.model_fields:
+        assert re.search(rf"^    {key}:", text, re.MULTILINE), key
 
 
 def test_the_example_extensions(tmp_path: Path) -> None:
@@ -567,11 +581,12 @@ def test_the_limits_of_a_trunk() -> None:
 
 def test_what_the_caller_hears() -> None:
     rows = [row for found in tables(TRUNK) if found[0][0] == "``*30`` comes to" for row in found[1:]]
-    words = dict(re.findall(r'CC_REQUEST_REASON}" = "(\w+)"\]\?Set\(LOCAL\(cc_why\)=([a-z-]+)\)', DIALPLAN))
+    words = dict(re.findall(r'CC_REQUEST_REASON}" = "(\w+)"\]\?Set\(LOCAL\(cc_what\)=(\w+)\)', DIALPLAN))
+    files = dict(re.findall(r"^exten => (\w+),1,Return\((?:beeperr&)?([a-z-]+)", DIALPLAN, re.MULTILINE))
     said = {row[0].strip("`"): row[1] for row in rows}
     assert words.keys() == said.keys() - {"SUCCESS", "any other reason"}
-    assert all(f" {words[reason]}" in said[reason] for reason in words)
-    assert "activated" in said["SUCCESS"] and "im-sorry" in said["any other reason"]
+    assert all(f" {files[words[reason]]}" in said[reason] for reason in words)
+    assert files["activated"] in said["SUCCESS"] and files["failed"] in said["any other reason"]
 
 
 def drawn() -> Iterator[list[str]]:
@@ -681,14 +696,14 @@ def test_the_files_named_are_there() -> None:
                 assert (TOP / path).exists(), f"{name}: {path}"
         for path in re.findall(r"``(/opt/fastagi/share/fastagi/)?(dialplan|cc-[a-z]+\.conf)``", text):
             assert (TOP / "dialplan" / path[1]).exists() or path[1] == "dialplan"
-    five = {1: "one", 4: "four", 5: "five", 6: "six"}[len(list((TOP / "dialplan").glob("*.conf")))]
+    five = {1: "one", 5: "five", 6: "six", 7: "seven"}[len(list((TOP / "dialplan").glob("*.conf")))]
     assert f"{five} small files" in README
 
 
 def test_the_functions_of_the_journey_are_there() -> None:
-    """``service.offer`` is a method of the service; ``Poller.watch`` one of the poller; and so on."""
+    """``service.offer`` is a method of the service; ``Watcher.watch`` one of the watcher; and so on."""
     from fastagi import daemon
-    from fastagi.pbx import callfile, devicestate, poll
+    from fastagi.pbx import callfile, devicestate, poll, watch
     from fastagi.store import requests
 
     at_hand: dict[str, object] = {
@@ -697,6 +712,7 @@ def test_the_functions_of_the_journey_are_there() -> None:
         "queue": queue,
         "daemon": daemon,
         "Poller": poll.Poller,
+        "Watcher": watch.Watcher,
         "LocalAgent": callfile.LocalAgent,
         "DeviceStates": devicestate.DeviceStates,
         "Store": requests.Store,
