@@ -466,7 +466,7 @@ class _Asterisk(_Section):
     recall: Annotated[
         Literal["callfile", "originate"], BeforeValidator(_text), Field(description="callfile or originate")
     ] = "callfile"
-    ami: _AmiSection | None = None
+    ami: Annotated[_AmiSection | None, BeforeValidator(_or_nothing)] = None
 
 
 _DevState = Annotated[

@@ -121,6 +121,7 @@ class Book:
         while self._undo:
             self._undo.pop()()
         self.changes = Changes()
+        self.touched = dict.fromkeys(self.touched)  # and none of them has ended
 
     def _add_offer(self, offer: Offer) -> None:
         self.touched.setdefault(offer.caller, None)

@@ -397,6 +397,7 @@ class CompletionService:
     def offered_late(self, id: int, now: float) -> None:
         """The other PBX has offered this call after it was recorded as one it does not offer."""
         self._offers.offered_late(id, now)
+        self._turns.stale = True
 
     def apply(self, request: Request, event: machine.Event, now: float) -> Request:
         """One event for one request; raises `Refused`, and nothing has changed."""

@@ -62,10 +62,13 @@ class AmiWatch:
     async def up(self, ami: Ami) -> None:
         """For as long as the connection lasts; raises `LineLost` or `AmiError`."""
         self._states.lost()  # what another line said is older
-        known = await ami.device_states()
-        lit = [name for name in known if name.startswith(PREFIX)]
-        self._states.learn(known)
-        await self._watcher.serve(AmiLine(ami, lit), always=True)
+        try:
+            known = await ami.device_states()
+            lit = [name for name in known if name.startswith(PREFIX)]
+            self._states.learn(known)
+            await self._watcher.serve(AmiLine(ami, lit), always=True)
+        finally:
+            self._states.deaf()
 
     def device_state(self, device: str, state: str) -> None:
         self._states.heard(device, state)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from fastagi.completion.model import HINT, Device, Presence
+from fastagi.completion import model
+from fastagi.completion.model import HINT, Device, Invalid, Presence
 
 # What `core show function DEVICE_STATE` and `core show hints` have. An endpoint with device_state_busy_at shows
 # BUSY while it merely rings, so there ringing counts as being in use.
@@ -30,7 +31,8 @@ class DeviceStates:
         log: Callable[[str], None],
     ) -> None:
         self.names: dict[Device, str] = {}
-        self._heard: dict[str, str] = {}
+        self._told: dict[Device, Presence] = {}
+        self._heard: dict[Device, str] = {}
         self._strange: set[str] = set()
         self._log = log
         self._watched: frozenset[Device] = frozenset()
@@ -51,33 +53,42 @@ class DeviceStates:
                 device, f"there is no hint {device.removeprefix(HINT)}: who waits for it waits in vain"
             )
             presence = Presence.GONE
-        old = self.names.get(device)
         self.names[device] = name
-        if old is None or PRESENCE[old] is not presence:
+        if self._told.get(device) is not presence:
+            self._told[device] = presence
             self._changed({device: presence})
 
-    def heard(self, device: str, name: str) -> None:
-        """An event said so of any device, watched or not."""
-        self._heard[device] = name
-        self.seen(Device(device), name)
+    def heard(self, name: str, state: str) -> None:
+        """An event said so of any device, watched or not. Of what is no phone, nothing is remembered."""
+        try:
+            phone = model.device(name)
+        except Invalid:
+            return
+        self._heard[phone] = state
+        self.seen(phone, state)
 
     def learn(self, listed: Mapping[str, str]) -> None:
         """All that there is to know; what an event has said meanwhile is newer."""
-        for device in listed.keys() - self._heard.keys():
-            self.heard(device, listed[device])
+        for name in listed.keys() - self._heard.keys():
+            self.heard(name, listed[name])
+
+    def deaf(self) -> None:
+        """No event is heard any more, so what they have said may be old."""
+        self._heard.clear()
 
     def watch(self, devices: Collection[Device]) -> None:
         """Tell of these from now on, and forget the others: told again later, they are news."""
         new = frozenset(devices) - self._watched
         self._watched = frozenset(devices)
         for device in self.names.keys() - self._watched:
-            del self.names[device]
+            del self.names[device], self._told[device]
         for device in sorted(new & self._heard.keys()):
             self.seen(device, self._heard[device])
 
     def lost(self) -> None:
         """The source is gone, and what it said with it."""
         self.names.clear()
+        self._told.clear()
         self._heard.clear()
         self._lost()
 

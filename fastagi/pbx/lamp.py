@@ -49,26 +49,27 @@ class Lamps:
 
     def new_line(self) -> None:
         """Whatever was said over an older line may be lost."""
-        self._to_show.clear()
+        # Not cleared: over that line something may still be on its way, and is taken off when it is answered.
+        self._to_show = deque()
         self._to_check = deque(self._wanted)
 
     def stop(self) -> None:
-        self._to_show.clear()
-        self._to_check.clear()
+        self._to_show = deque()
+        self._to_check = deque()
         self._compared = True
 
     async def say(self, line: Line) -> None:
         """One thing of what is `pending`."""
-        if self._to_show:
-            extension, state = self._to_show[0]
+        if to_show := self._to_show:
+            extension, state = to_show[0]
             await line.set(f"DEVICE_STATE({PREFIX}{extension})", state)
-            self._to_show.popleft()
-        elif self._to_check:
-            extension = self._to_check[0]
+            to_show.popleft()
+        elif to_check := self._to_check:
+            extension = to_check[0]
             state = self._wanted.get(extension) or self._dark(extension)
             if await line.ask(f"DEVICE_STATE({PREFIX}{extension})") != state:
                 await line.set(f"DEVICE_STATE({PREFIX}{extension})", state)
-            self._to_check.popleft()
+            to_check.popleft()
         elif not self._compared:
             self._to_check.extend(_extensions(await line.lamps()))
             self._compared = True

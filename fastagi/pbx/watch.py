@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from fastagi.agi.server import Time
 from fastagi.completion.model import HINT, Device, Number
@@ -23,6 +24,8 @@ from fastagi.pbx.devicestate import DeviceStates
 
 CALL_INTERVAL = 2.0
 """Seconds between two looks whether a recall's channels still exist."""
+
+_log = Logger()
 
 
 class LineLost(FastagiError):
@@ -56,6 +59,8 @@ class Question(Protocol):
     key: str
     expression: str
     interval: float
+    turn: int
+    """Its latest place among what is due; what stands at an older one is over."""
 
     def every(self, line: Line) -> float:
         """How often over this line, in seconds."""
@@ -72,6 +77,7 @@ class _DeviceQuestion:
         self.key: str = device
         self.expression = f"DEVICE_STATE({device})" if hint == device else f"EXTENSION_STATE({hint})"
         self.interval = interval
+        self.turn = 0
         self._device = device
         self._states = states
 
@@ -93,6 +99,7 @@ class _CallQuestion:
     def __init__(self, recall_id: str, gone: Callable[[str], None]) -> None:
         self.key = recall_id
         self.expression = f"CHANNELS(Local/{recall_id}@cc-recall)"
+        self.turn = 0
         self._recall_id = recall_id
         self._gone = gone
         self._missed = 0
@@ -206,13 +213,16 @@ class Watcher:
 
     def _push(self, at: float, question: Question) -> None:
         self._serial += 1
+        question.turn = self._serial
         heapq.heappush(self._due, (at, self._serial, question))
 
     async def _ask(self, line: Line) -> None:
         """The next thing to say, or a wait until there is one."""
         if self._hang_ups:
-            await line.hang_up(self._hang_ups[0])
-            self._hang_ups.popleft()
+            channel = self._hang_ups[0]
+            await line.hang_up(channel)
+            if channel in self._hang_ups:  # a newer line may have been faster
+                self._hang_ups.remove(channel)
             return
         now = self._reactor.seconds()
         if self._beat_at <= now:
@@ -228,11 +238,18 @@ class Watcher:
             await self._sleep(min([self._beat_at, *(at for at, _, _ in self._due[:1])]) - now)
             line.idle(False)
             return
-        at, _, question = heapq.heappop(self._due)
-        if self._questions.get(question.key) is not question:
-            return  # nobody waits for it any more
-        question.answered(await line.ask(question.expression))
-        self._push(max(at + question.every(line), self._reactor.seconds()), question)
+        at, turn, question = heapq.heappop(self._due)
+        if self._questions.get(question.key) is not question or question.turn != turn:
+            return  # nobody waits for it any more, or it is to be asked at another time
+        value = await line.ask(question.expression)
+        if self.line is not line:
+            return  # it is asked again over the line that leads
+        if question.turn == turn:  # else it is to be asked again at once
+            self._push(max(at + question.every(line), self._reactor.seconds()), question)
+        try:
+            question.answered(value)
+        except Exception:  # a fault of ours; the other questions shall be asked
+            _log.failure("What Asterisk has answered could not be handled.")
 
     async def _sleep(self, seconds: float) -> None:
         self._wake = Deferred()

@@ -221,6 +221,23 @@ class FakeMonitor:
         self.told = {d: p for d, p in self.told.items() if d in devices}
 
 
+class FakeLamp:
+    """The lamps on the phones: what they show, and what they were told to since the last time."""
+
+    def __init__(self) -> None:
+        self.lit: dict[str, str] = {}
+        self._told: list[str] = []
+
+    def show(self, extension: Number, state: str) -> None:
+        assert self.lit.get(extension) != state, "told again"
+        self.lit[extension] = state
+        self._told.append(f"{extension} {state}")
+
+    def told(self) -> list[str]:
+        told, self._told = self._told, []
+        return told
+
+
 def words(answer: object) -> str:
     """An answer in the words of the transcript."""
     match answer:
@@ -275,12 +292,14 @@ class World:
         self.store.crash()
         self.clock.clear()
         self.monitor = FakeMonitor()
+        self.lamp = FakeLamp()
         self.service = CompletionService(
             store=self.store,
             clock=self.clock,
             directory=self.directory,
             agent=self.agent,
             monitor=self.monitor,
+            lamp=self.lamp,
             limits=self.limits,
             new_recall_id=self._new_recall_id,
             log=self.logged.append,

@@ -320,7 +320,7 @@ def test_stumbled_over_while_a_caller_beyond_has_his_turn_the_next_is_served(
     peer.site.set("2000", IDLE)
     assert peer.said() == ["NOTIFY ready"]
     breaks_for(monkeypatch, Agents, peer.site.open()[0].id)
-    peer.site.wait(60)
+    peer.site.wait(29)
     assert len(faults(peer.site)) == 1
     assert [r.caller for r in peer.site.agent.rung] == ["1001"]
 

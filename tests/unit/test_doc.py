@@ -414,7 +414,7 @@ def test_the_whole_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             assert getattr(read, field.name) == getattr(none, field.name), field.name
     someone = Number("1000")
     assert read.directory.extension(someone) == none.directory.extension(someone)
-    text = (DOC / "fastagi.yaml").read_text()
+    text = (DOC / "fastagi.yaml").read_text().replace("\n  #ami:", "\n  ami:")
     for key in re.findall(r"^ *(\w+):", "\n".join(sections()), re.MULTILINE):
         assert re.search(rf"^ *{key}:", text, re.MULTILINE), key
 
@@ -423,6 +423,19 @@ def sections() -> Iterator[str]:
     """All keys there are, but those of an entry."""
     for section in (config._File, config._Fastagi, config._Asterisk, config._Defaults):
         yield from (f"{key}:" for key in section.model_fields)
+
+
+def test_the_whole_of_ami(tmp_path: Path) -> None:
+    """Every key with its default, but for those that have none."""
+    text = re.sub(r"(?m)^  #(ami:|  \w+:)", r"  \1", (DOC / "fastagi.yaml").read_text())
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(text)
+    read = load(path).ami
+    assert read is not None and read.ca
+    need = {"username": read.username, "secret_file": str(read.secret_file), "ca": str(read.ca)}
+    assert config.Ami(**dict(config._AmiSection.model_validate(need))) == read
+    for key in config._AmiSection.model_fields:
+        assert re.search(rf"^    {key}:", text, re.MULTILINE), key
 
 
 def test_the_example_extensions(tmp_path: Path) -> None:
@@ -691,9 +704,9 @@ def test_the_files_named_are_there() -> None:
 
 
 def test_the_functions_of_the_journey_are_there() -> None:
-    """``service.offer`` is a method of the service; ``Poller.watch`` one of the poller; and so on."""
+    """``service.offer`` is a method of the service; ``Watcher.watch`` one of the watcher; and so on."""
     from fastagi import daemon
-    from fastagi.pbx import callfile, devicestate, poll
+    from fastagi.pbx import callfile, devicestate, poll, watch
     from fastagi.store import requests
 
     at_hand: dict[str, object] = {
@@ -702,6 +715,7 @@ def test_the_functions_of_the_journey_are_there() -> None:
         "queue": queue,
         "daemon": daemon,
         "Poller": poll.Poller,
+        "Watcher": watch.Watcher,
         "LocalAgent": callfile.LocalAgent,
         "DeviceStates": devicestate.DeviceStates,
         "Store": requests.Store,

@@ -10,6 +10,7 @@ from fastagi.agi import routes
 from fastagi.completion import machine
 from fastagi.completion.machine import (
     ACCEPT_WITHIN,
+    BEGIN_WITHIN,
     Accepted,
     Asked,
     CallerBusy,
@@ -121,11 +122,10 @@ def test_a_caller_beyond_who_is_busy_in_his_turn_is_passed_over_uncounted() -> N
 
 
 def test_the_turn_of_a_caller_beyond_is_taken_by_his_pbx_and_has_no_grace() -> None:
-    policy = replace(POLICY, recall_grace=0.0)
-    r = step(request(agent="mxone", monitor=""), Selected("r1"), NOW, policy).request
+    r = step(request(agent="mxone", monitor=""), Selected("r1"), NOW, POLICY).request
     assert (r.taken, r.recall_ends) == (True, NOW + 20)
     ours = step(request(), Selected("r1"), NOW, POLICY)
-    assert (ours.request.taken, ours.request.recall_ends) == (False, NOW + 35)
+    assert (ours.request.taken, ours.request.recall_ends) == (False, NOW + BEGIN_WITHIN)
     assert ours.effects == (Recall(ours.request),)
 
 

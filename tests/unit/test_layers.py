@@ -38,7 +38,7 @@ RULES: list[tuple[str, str, str]] = [
     (r"sip(\..+)?", r"errors|sip(\..+)?", ""),
     ("directory", r"completion\.model", ""),
     ("config", r"errors|completion\.model|directory|sip\.(trunk|uri)", r"pydantic(\..+)?|yaml(\..+)?"),
-    ("check", r"config|control|errors|store\.requests", ""),
+    ("check", r"config|control|errors|pbx\.ami|store\.requests", ""),
     ("control", r"|errors|completion(\..+)?|sip\.probe", r"twisted(\..+)?"),
     # What composes
     ("daemon", ".*", ".*"),

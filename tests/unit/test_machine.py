@@ -9,6 +9,8 @@ import pytest
 
 from fastagi.completion import machine
 from fastagi.completion.machine import (
+    BEGIN_WITHIN,
+    RECALL_GRACE,
     Accepted,
     Asked,
     CallCompleted,
@@ -267,8 +269,15 @@ def test_selected_rings_the_caller_once_with_a_backstop() -> None:
     made = step(request(retry_at=NOW), Selected("r2"), NOW, policy)
     r = made.request
     assert (r.recall_id, r.taken, r.channel, r.retry_at) == ("r2", False, "", 0)
-    assert r.recall_ends == NOW + 33 + 15
+    assert r.recall_ends == NOW + BEGIN_WITHIN
     assert made.effects == (Recall(r),)
+
+
+def test_a_recall_that_has_begun_has_its_time_from_then_on() -> None:
+    policy = Policy(Settings(cc_recall_timer=33), Settings(cc_recall_timer=99))
+    r = step(request(), Selected("r2"), NOW, policy).request
+    taken = step(r, RecallTaken("Local/r2"), NOW + 9, policy).request
+    assert taken.recall_ends == NOW + 9 + 33 + RECALL_GRACE
 
 
 def test_busy_and_free_change_only_the_mark() -> None:

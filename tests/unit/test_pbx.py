@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 from asterisk.agi import AGIAppError, AGIHangup
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
 from fastagi.agi import Call
-from fastagi.completion.model import Device, Presence
+from fastagi.completion.model import Context, Device, Number, Presence, Request, Service, State
 from fastagi.pbx.callfile import (
+    ANSWER_GRACE,
     CallFileError,
+    CallFiles,
+    LocalAgent,
     Spool,
     poll_name,
     poll_text,
@@ -25,7 +27,9 @@ from fastagi.pbx.callfile import (
     recall_text,
 )
 from fastagi.pbx.devicestate import PRESENCE, DeviceStates
-from fastagi.pbx.poll import CALL_INTERVAL, OPEN_WITHIN, Poller
+from fastagi.pbx.lamp import Lamps
+from fastagi.pbx.poll import OPEN_WITHIN, Poller
+from fastagi.pbx.watch import CALL_INTERVAL, Watcher
 
 ID = "123456789012345"
 BOB, CAROL = Device("PJSIP/2000"), Device("PJSIP/3000")
@@ -75,6 +79,7 @@ def test_what_is_no_device_state_is_said_once() -> None:
 
 def test_all_of_asterisks_names_have_a_meaning() -> None:
     names = "UNKNOWN NOT_INUSE INUSE BUSY INVALID UNAVAILABLE RINGING RINGINUSE ONHOLD"
+    names += " HOLDINUSE"  # of a hint
     assert set(PRESENCE) == set(names.split())
 
 
@@ -88,8 +93,94 @@ def test_a_recalls_call_file() -> None:
         f"Extension: {ID}",
         "Priority: 1",
         "MaxRetries: 0",
-        "WaitTime: 30",
+        "WaitTime: 20",
     ]
+
+
+class FakeRecalls:
+    """A way to begin recalls; ``broken`` ones fail."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+        self.broken = False
+
+    def begin(self, recall_id: str, wait: int) -> Deferred[None]:
+        return self._done("begin", recall_id, wait)
+
+    def withdraw(self, recall_id: str) -> Deferred[None]:
+        return self._done("withdraw", recall_id)
+
+    def _done(self, *event: object) -> Deferred[None]:
+        self.events.append(event)
+        return fail(CallFileError("the spool is full")) if self.broken else succeed(None)
+
+
+class Caller:
+    """The agent of a request that is READY, and what it did."""
+
+    def __init__(self) -> None:
+        self.recalls = FakeRecalls()
+        self.said: list[tuple[str, ...]] = []
+        self.agent = LocalAgent(
+            self.recalls,
+            ring=lambda request: 20.0,
+            hang_up=lambda channel: self.said.append(("hang up", channel)),
+            undelivered=lambda recall, why: self.said.append(("undelivered", recall, why)),
+            log=lambda line: self.said.append(("log", line)),
+        )
+
+    @staticmethod
+    def request(channel: str = "") -> Request:
+        return Request(
+            id=2,
+            caller=Number("1000"),
+            caller_devices=(Device("PJSIP/1000"),),
+            caller_context=Context("phones"),
+            callee=Number("2000"),
+            callee_devices=(BOB,),
+            service=Service.CCBS,
+            state=State.READY,
+            why="was busy",
+            recall_id=ID,
+            channel=channel,
+        )
+
+
+def test_asterisk_waits_longer_for_a_recall_than_the_phone_rings() -> None:
+    caller = Caller()
+    caller.agent.recall(caller.request())
+    assert (caller.recalls.events, caller.said) == ([("begin", ID, 20 + ANSWER_GRACE)], [])
+
+
+def test_a_recall_that_is_stopped_is_withdrawn_and_its_channel_hung_up() -> None:
+    caller = Caller()
+    caller.agent.stop(caller.request())
+    assert (caller.recalls.events, caller.said) == ([("withdraw", ID)], [])
+    caller.agent.stop(caller.request(f"Local/{ID}@cc-recall-00000001;2"))
+    assert caller.said == [("hang up", f"Local/{ID}@cc-recall-00000001;2")]
+
+
+def test_a_recall_that_cannot_begin_is_told_and_one_that_cannot_be_withdrawn_is_hung_up_all_the_same() -> (
+    None
+):
+    caller = Caller()
+    caller.recalls.broken = True
+    caller.agent.recall(caller.request())
+    caller.agent.stop(caller.request("Local/x"))
+    assert caller.said == [
+        ("undelivered", ID, "the spool is full"),
+        ("log", "the spool is full"),
+        ("hang up", "Local/x"),
+    ]
+
+
+def test_a_recall_by_call_file_is_put_down_and_taken_back() -> None:
+    thread = FakeThread()
+    files = CallFiles(thread)  # type: ignore[arg-type]
+    files.begin(ID, 30)
+    assert thread.files == {recall_name(ID): recall_text(ID, 30)}
+    files.withdraw(ID)
+    assert thread.files == {}
 
 
 @pytest.mark.parametrize(
@@ -184,9 +275,7 @@ class FakeThread:
         try:
             return succeed(work(*args))
         except CallFileError:
-            failed: Deferred[Any] = Deferred()
-            failed.errback(Failure())  # type: ignore[no-untyped-call]
-            return failed
+            return fail()
 
 
 class FakeSession:
@@ -195,8 +284,11 @@ class FakeSession:
     def __init__(self, token: str, clock: Clock) -> None:
         self.call = Call("poll", {}, {"channel": "Local/idle@cc-poll-00000000;1"}, (token,))
         self.hung_up = False
-        self.state: dict[str, str] = {}
+        self.state = {"${DIALSTATUS}": "BUSY"}
         self.asked: list[tuple[float, str]] = []
+        self.set: list[tuple[str, str]] = []
+        self.executed: list[tuple[float | str, ...]] = []
+        self.bounds: list[float | None] = []
         self.hangups: list[str] = []
         self._clock = clock
 
@@ -206,6 +298,15 @@ class FakeSession:
             raise AGIHangup("gone")
         return self.state.get(expression, "")
 
+    async def set_variable(self, name: str, value: str) -> None:
+        self.set.append((name, value))
+
+    async def execute(self, application: str, *args: str) -> str:
+        self.executed.append((self._clock.seconds(), application, *args))
+        if self.hung_up:
+            raise AGIHangup("gone")
+        return "0"
+
     async def hangup(self, channel: str | None = None) -> None:
         assert channel
         self.hangups.append(channel)
@@ -213,13 +314,17 @@ class FakeSession:
             raise AGIAppError("no such channel")
 
     def bound(self, seconds: float | None) -> None:
-        pass
+        self.bounds.append(seconds)
+
+    def devices(self) -> list[tuple[float, str]]:
+        """When it was asked for which device."""
+        return [(at, asked) for at, asked in self.asked if "STATE(" in asked]
 
 
 class Desk:
-    """A poller, its clock, and what came of it."""
+    """A watcher, the poller that opens its sessions, their clock, and what came of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, compared: bool = True) -> None:
         self.clock = Clock()
         self.thread = FakeThread()
         self.log: list[str] = []
@@ -227,14 +332,18 @@ class Desk:
         self.gone: list[str] = []
         self._tokens = 0
         states = DeviceStates(self.seen.append, lambda: self.seen.append("lost"), self.log.append)
+        self.lamps = Lamps(dark=lambda extension: "NOT_INUSE")
+        if compared:
+            self.lamps.stop()
+        self.watcher = Watcher(self.clock, states, self.lamps, gone=self.gone.append)
         self.poller = Poller(
             self.clock,
             self.thread,  # type: ignore[arg-type]
-            states,
-            gone=self.gone.append,
+            self.watcher,
             new_token=self._new_token,
             log=self.log.append,
         )
+        self.watcher.changed = self.poller.look
 
     def _new_token(self) -> str:
         self._tokens += 1
@@ -255,10 +364,10 @@ STATE_OF_BOB = "${DEVICE_STATE(PJSIP/2000)}"
 def test_the_session_is_made_when_somebody_waits_and_closed_when_nobody_does() -> None:
     desk = Desk()
     assert not desk.thread.files
-    desk.poller.watch({BOB: 0.5}, frozenset())
+    desk.watcher.watch({BOB: 0.5}, frozenset())
     session, over = desk.connect()
     assert session.asked and not desk.seen
-    desk.poller.watch({}, frozenset())
+    desk.watcher.watch({}, frozenset())
     assert over.called
     assert not desk.thread.files, "the call file is taken back"
     assert desk.seen == ["lost"]
@@ -266,7 +375,7 @@ def test_the_session_is_made_when_somebody_waits_and_closed_when_nobody_does() -
 
 def test_each_device_is_asked_at_its_own_interval() -> None:
     desk = Desk()
-    desk.poller.watch({BOB: 0.5, CAROL: 2.0}, frozenset())
+    desk.watcher.watch({BOB: 0.5, CAROL: 2.0}, frozenset())
     session, _ = desk.connect()
     for _ in range(80):
         desk.clock.advance(0.05)
@@ -277,18 +386,18 @@ def test_each_device_is_asked_at_its_own_interval() -> None:
 
 def test_who_is_newly_watched_is_asked_at_once() -> None:
     desk = Desk()
-    desk.poller.watch({BOB: 60.0}, frozenset())
+    desk.watcher.watch({BOB: 60.0}, frozenset())
     session, _ = desk.connect()
     session.state["${DEVICE_STATE(PJSIP/3000)}"] = "INUSE"
     desk.clock.advance(1)
-    desk.poller.watch({BOB: 60.0, CAROL: 60.0}, frozenset())
+    desk.watcher.watch({BOB: 60.0, CAROL: 60.0}, frozenset())
     assert session.asked[-1] == (1.0, "${DEVICE_STATE(PJSIP/3000)}")
     assert desk.seen == [{CAROL: Presence.IN_USE}]
 
 
 def test_a_session_without_our_token_is_closed_and_a_token_is_good_once() -> None:
     desk = Desk()
-    desk.poller.watch({BOB: 0.5}, frozenset())
+    desk.watcher.watch({BOB: 0.5}, frozenset())
     token = desk.token()
     _, stranger = desk.connect("999999999999999")
     assert stranger.called
@@ -300,7 +409,7 @@ def test_a_session_without_our_token_is_closed_and_a_token_is_good_once() -> Non
 
 def test_a_session_that_asterisk_does_not_open_is_asked_for_again() -> None:
     desk = Desk()
-    desk.poller.watch({BOB: 0.5}, frozenset())
+    desk.watcher.watch({BOB: 0.5}, frozenset())
     first = desk.token()
     for _ in range(3):
         desk.clock.advance(OPEN_WITHIN)
@@ -312,7 +421,7 @@ def test_a_session_that_asterisk_does_not_open_is_asked_for_again() -> None:
 
 def test_a_session_that_is_lost_is_made_anew() -> None:
     desk = Desk()
-    desk.poller.watch({BOB: 0.5}, frozenset())
+    desk.watcher.watch({BOB: 0.5}, frozenset())
     session, over = desk.connect()
     session.hung_up = True
     desk.clock.advance(0.5)
@@ -324,7 +433,7 @@ def test_a_session_that_is_lost_is_made_anew() -> None:
 def test_a_spool_that_cannot_be_written_is_tried_again() -> None:
     desk = Desk()
     desk.thread.broken = True
-    desk.poller.watch({BOB: 0.5}, frozenset())
+    desk.watcher.watch({BOB: 0.5}, frozenset())
     assert "the spool is broken" in desk.log
     desk.thread.broken = False
     desk.clock.advance(OPEN_WITHIN)
@@ -333,9 +442,9 @@ def test_a_spool_that_cannot_be_written_is_tried_again() -> None:
 
 def test_a_recall_is_hung_up_even_if_nobody_waits_any_more() -> None:
     desk = Desk()
-    desk.poller.hang_up("Local/1@cc-recall-00000001;2")
-    desk.poller.hang_up("ended")  # by itself, meanwhile: no harm
-    desk.poller.hang_up("Local/2@cc-recall-00000002;2")
+    desk.watcher.hang_up("Local/1@cc-recall-00000001;2")
+    desk.watcher.hang_up("ended")  # by itself, meanwhile: no harm
+    desk.watcher.hang_up("Local/2@cc-recall-00000002;2")
     session, over = desk.connect()
     assert session.hangups == ["Local/1@cc-recall-00000001;2", "ended", "Local/2@cc-recall-00000002;2"]
     assert over.called
@@ -343,7 +452,7 @@ def test_a_recall_is_hung_up_even_if_nobody_waits_any_more() -> None:
 
 def test_a_recalls_channels_are_gone_when_missed_twice() -> None:
     desk = Desk()
-    desk.poller.watch({}, frozenset({ID}))
+    desk.watcher.watch({}, frozenset({ID}))
     session, _ = desk.connect()
     expression = f"${{CHANNELS(Local/{ID}@cc-recall)}}"
     session.state[expression] = "x"
@@ -362,7 +471,7 @@ def test_a_recalls_channels_are_gone_when_missed_twice() -> None:
 
 def test_going_down_leaves_no_file_behind() -> None:
     desk = Desk()
-    desk.poller.watch({BOB: 0.5}, frozenset())
+    desk.watcher.watch({BOB: 0.5}, frozenset())
     desk.poller.stop()
     assert not desk.thread.files
     assert not desk.clock.getDelayedCalls()

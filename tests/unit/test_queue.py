@@ -58,7 +58,13 @@ def levels(**seen: Presence) -> Levels:
 
 def view(seen: Levels, now: float = NOW, guard: float = 0, **since: float) -> View:
     """What is known: the levels, and when a device became idle; one not named was so when first looked at."""
-    return View(seen.get, lambda d: since.get(d.removeprefix("PJSIP/"), 0.0), lambda r: guard, now)
+    return View(
+        seen.get,
+        since=lambda d: since.get(d.removeprefix("PJSIP/"), 0.0),
+        used=lambda d: 0.0,
+        guard=lambda r: guard,
+        now=now,
+    )
 
 
 def first(
@@ -458,7 +464,7 @@ def test_random_lives(seed: int) -> None:
                     over.append(step(r, machine.CallCompleted(), now, policy).request.id)
                     requests.remove(r)
         verdicts = 0
-        v = View(seen.get, lambda d: since.get(d, 0.0), lambda r: 0.0, now)
+        v = View(seen.get, lambda d: since.get(d, 0.0), lambda d: 0.0, lambda r: 0.0, now)
         while found := select(requests, v):
             r, verdict = found
             verdicts += 1
