@@ -355,7 +355,7 @@ class CompletionService:
         view = self._view(self._clock.now())
         wanted: dict[Device, float] = {}
         for request in self.book.requests():
-            for device, of_callee in queue.watched([request], view):
+            for device, of_callee in queue.watched([request], view, self._monitor.eager):
                 if device.startswith(FAR):
                     continue
                 who = request.callee if of_callee else request.caller
@@ -550,7 +550,9 @@ class CompletionService:
         waiting = [r.callee for r in own if r.state is not State.CALLING]
         if latest is not None and latest.callee in waiting:
             return self._cancel(device, latest.callee, now)
-        if not waiting or (latest is not None and latest.service is not None and now < latest.offer_ends):
+        asked = latest is not None and latest.callee in [r.callee for r in own]
+        on_offer = latest is not None and latest.service is not None and now < latest.offer_ends
+        if not waiting or (on_offer and not asked):
             return self._ask(device, None, now)
         return self._cancel(device, None, now)
 
