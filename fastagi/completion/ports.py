@@ -214,6 +214,12 @@ class Changes:
             self.prune_before is not None
         )
 
+    def only_turns(self) -> bool:
+        """Whether it says only whose turn it is, which would follow again from what was saved before."""
+        turns = all(entry.old is State.QUEUED and entry.new is State.READY for entry in self.log)
+        rest = self.offers or self.forgotten_offers or self.kept or self.prune_before is not None
+        return bool(self.log) and turns and not rest
+
 
 class Store(Protocol):
     def commit(self, changes: Changes, done: Callable[[Exception | None], None]) -> None:

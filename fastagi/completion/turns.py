@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from traceback import format_exc
 
 from fastagi.completion.book import Book
-from fastagi.completion.ports import Clock, Store, Timer
+from fastagi.completion.ports import Changes, Clock, Store, Timer
 from fastagi.errors import Refused
 
 RETRY_AFTER = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
@@ -109,18 +109,31 @@ class Turns:
 
         def saved(error: Exception | None) -> None:
             if error is None:
-                self._saved(settled)  # first, for a phone is to ring
-                for entry in changes.log:
-                    self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
+                self._saved(settled)
+                self._tell(changes)
                 self._finish(answers)
             else:
                 self._not_saved(error, batch)
                 self._refuse(answers, Refused("STORE_FAILED", f"it could not be saved: {error}"))
 
-        if changes:
+        if changes.only_turns():
+            # Whose turn it is need not be saved first: no phone rings before `RecallTaken` is.
+            self._saved(settled)
+            self._store.commit(changes, self._turns_saved)
+            self._tell(changes)
+            self._finish(answers)
+        elif changes:
             self._store.commit(changes, saved)
         else:
             saved(None)
+
+    def _tell(self, changes: Changes) -> None:
+        for entry in changes.log:
+            self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
+
+    def _turns_saved(self, error: Exception | None) -> None:
+        if error is not None:
+            self._log(f"whose turn it is could not be saved: {error}")
 
     def _carry_out(self, batch: list[_Event], now: float) -> list[tuple[Done, object]]:
         broken: dict[int, Refused] = {}

@@ -7,15 +7,16 @@ its one strict form here, at the last door.
 
 import os
 import re
+import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
-from twisted.internet.threads import deferToThreadPool
-from twisted.python.threadpool import ThreadPool
+from twisted.python.failure import Failure
 
 from fastagi.completion.model import Request
 from fastagi.errors import FastagiError
@@ -76,9 +77,10 @@ class Spool:
         """
         if not _OUR_NAME.fullmatch(name):
             raise CallFileError(f"{name!r} is no name of ours for a call file")
-        temp = self._temp / name
+        temp = f"{self._temp}/{name}"
         try:
-            temp.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temp)
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.write(fd, text.encode("ascii"))
@@ -89,10 +91,10 @@ class Spool:
                     os.fchown(fd, owner.st_uid, owner.st_gid)
             finally:
                 os.close(fd)
-            temp.rename(self._spool / name)
+            os.rename(temp, f"{self._spool}/{name}")
         except OSError as error:
             with suppress(OSError):
-                temp.unlink(missing_ok=True)
+                os.unlink(temp)
             raise CallFileError(
                 f"the call file {self._spool / name} could not be written: {error}"
             ) from error
@@ -127,17 +129,36 @@ class SpoolThread:
 
     def __init__(self, reactor: IReactorFromThreads, spool: Spool) -> None:
         self._reactor = reactor
-        self._pool = ThreadPool(1, 1, "fastagi-spool")  # one thread: a removal never overtakes its deposit
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # One thread: a removal never overtakes its deposit.
+        self._thread = threading.Thread(target=self._work, name="fastagi-spool", daemon=True)
         self.spool = spool
 
     def start(self) -> None:
-        self._pool.start()
+        self._thread.start()
 
     def stop(self) -> None:
-        self._pool.stop()
+        """Returns when all that was asked for is done."""
+        self._jobs.put(None)
+        self._thread.join()
 
     def run(self, work: Callable[..., _T], *args: object) -> "Deferred[_T]":
-        return deferToThreadPool(self._reactor, self._pool, work, *args)
+        done: Deferred[_T] = Deferred()
+
+        def job() -> None:
+            try:
+                result = work(*args)
+            except Exception:  # whatever it is, this thread must go on and say so
+                self._reactor.callFromThread(done.errback, Failure())  # type: ignore[no-untyped-call]
+            else:
+                self._reactor.callFromThread(done.callback, result)
+
+        self._jobs.put(job)
+        return done
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
 
 
 class Recalls(Protocol):

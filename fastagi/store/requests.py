@@ -2,7 +2,8 @@
 
 SQLite in WAL mode with ``synchronous=FULL``: what `Store.commit` has reported as done survives ``kill -9``
 and a power cut. One thread writes, one transaction for each `Changes` it is given; nothing else in the
-process touches the file. Readers in other processes (``fastagi list``) open it for themselves.
+process touches the file. (Whose turn it is need not survive a power cut: it follows again. So a call file,
+which is written at the same time, does not wait for the disk.) Readers in other processes (``fastagi list``) open it for themselves.
 """
 
 import fcntl
@@ -164,6 +165,7 @@ class Store:
             self._lock = self._lock_file(path)
             try:
                 self._db = self._open(path)
+                self._waits = True
                 self._last_id = self._read_last_id()
             except BaseException:
                 os.close(self._lock)
@@ -229,12 +231,19 @@ class Store:
         while (job := self._jobs.get()) is not None:
             changes, done = job
             try:
+                self._wait_for_the_disk(not changes.only_turns())
                 with self._db.atomic():
                     self._write_rows(changes)
             except Exception as error:  # whatever it is, this thread must go on and say so
                 self._call_back(done, error)
             else:
                 self._call_back(done, None)
+
+    def _wait_for_the_disk(self, wait: bool) -> None:
+        """In WAL mode NORMAL does not wait, and the next FULL does for both."""
+        if self._waits != wait:
+            self._db.execute(f"PRAGMA synchronous={'FULL' if wait else 'NORMAL'}")
+            self._waits = wait
 
     def _write_rows(self, changes: Changes) -> None:
         connection = self._db.conn

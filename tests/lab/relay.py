@@ -1,39 +1,73 @@
-"""A wire between the server and Asterisk's manager interface, which can be watched, cut and mended."""
+"""Asterisk's manager interface on a wire that can be cut and mended, and seen through other eyes."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
+import select
 import selectors
 import socket
 import threading
 import time
 from pathlib import Path
 
+from tests.lab.asterisk import AMI_SECRET, AMI_USER
+
 Address = tuple[str, int]
 
 IN_MOVED_TO = 0x80
 
 
-class Relay:
-    """Takes connections for ``target`` at ``address`` while it is not cut; notes when what went by.
+class Observer:
+    """Somebody else who is logged in at AMI, and who watches the spool: notes when he has seen what.
 
-    ``seen``: (time.monotonic(), direction, bytes); direction is ``>`` towards the target, ``<`` from it, and
-    ``+`` for the name of a file that was moved into ``folder``.
+    ``seen``: (time.monotonic(), bytes), an event's or the name of a file that was moved into the folder.
     """
 
-    def __init__(self, target: Address, folder: Path | None = None) -> None:
-        self.seen: list[tuple[float, str, bytes]] = []
+    def __init__(self, address: Address, folder: Path) -> None:
+        self.seen: list[tuple[float, bytes]] = []
+        self._ami = socket.create_connection(address, 5)
+        self._ami.sendall(f"Action: Login\r\nUsername: {AMI_USER}\r\nSecret: {AMI_SECRET}\r\n\r\n".encode())
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._folder = int(libc.inotify_init1(0))
+        if self._folder < 0 or libc.inotify_add_watch(self._folder, os.fsencode(folder), IN_MOVED_TO) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def when(self, what: bytes) -> float:
+        """When this regular expression was first seen; raises IndexError if it was not."""
+        return [at for at, data in list(self.seen) if re.search(what, data)][0]
+
+    def close(self) -> None:
+        self._closed = True
+        self._thread.join()
+        self._ami.close()
+        os.close(self._folder)
+
+    def _run(self) -> None:
+        while not self._closed:
+            ready, _, _ = select.select([self._ami.fileno(), self._folder], [], [], 0.2)
+            now = time.monotonic()
+            if self._ami.fileno() in ready:
+                self.seen.append((now, self._ami.recv(65536)))
+            if self._folder in ready:
+                self.seen.append((now, os.read(self._folder, 65536)))
+
+
+class Relay:
+    """Takes connections for ``target`` at ``address`` while it is not cut."""
+
+    def __init__(self, target: Address) -> None:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: Address = self._listener.getsockname()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._other: dict[socket.socket, tuple[socket.socket, str]] = {}
+        self._other: dict[socket.socket, socket.socket] = {}
         self._is_cut = False
-        self._folder = _watched(folder) if folder else -1
-        if folder:
-            self._selector.register(self._folder, selectors.EVENT_READ)
         self._bell, bell = socket.socketpair()
         self._selector.register(bell, selectors.EVENT_READ)
         self._ring = bell
@@ -58,8 +92,6 @@ class Relay:
         self._drop()
         for end in (self._listener, self._bell, self._ring):
             end.close()
-        if self._folder >= 0:
-            os.close(self._folder)
         self._selector.close()
 
     def _run(self) -> None:
@@ -71,9 +103,6 @@ class Relay:
                     self._ring.recv(100)
                     if self._is_cut:
                         self._drop()
-                elif isinstance(key.fileobj, int):
-                    moved = os.read(key.fileobj, 65536)
-                    self.seen.append((time.monotonic(), "+", moved))
                 else:
                     assert isinstance(key.fileobj, socket.socket)
                     self._pass_on(key.fileobj)
@@ -88,19 +117,18 @@ class Relay:
         except OSError:
             ours.close()
             return
-        for end, other, direction in ((ours, theirs, ">"), (theirs, ours, "<")):
+        for end, other in ((ours, theirs), (theirs, ours)):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._other[end] = other, direction
+            self._other[end] = other
             self._selector.register(end, selectors.EVENT_READ)
 
     def _pass_on(self, end: socket.socket) -> None:
         if end not in self._other:
             return  # dropped a moment ago
-        other, direction = self._other[end]
+        other = self._other[end]
         try:
             data = end.recv(65536)
             if data:
-                self.seen.append((time.monotonic(), direction, data))
                 other.sendall(data)
         except OSError:
             data = b""
@@ -116,12 +144,3 @@ class Relay:
             if self._other.pop(end, None):
                 self._selector.unregister(end)
                 end.close()
-
-
-def _watched(folder: Path) -> int:
-    """A file descriptor on which files moved into the folder are told (inotify(7))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.inotify_init1(0)
-    if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(folder), IN_MOVED_TO) < 0:
-        raise OSError(ctypes.get_errno(), "inotify")
-    return int(fd)
