@@ -19,6 +19,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fastagi.errors import FastagiError
 from fastagi.pbx.amiwire import AmiError, AmiLost, Framer, Login, Message, fault, login_fields, render, shown
 
 CONNECT_WITHIN: Final = 5.0  # seconds
@@ -99,7 +100,7 @@ class Connection(Protocol):
         await self._run()
 
     def _failed(self, failure: Failure) -> None:
-        if isinstance(failure.value, AmiError):
+        if isinstance(failure.value, FastagiError):
             self._drop(str(failure.value))
         elif not isinstance(failure.value, CancelledError):
             _log.failure("What runs over AMI failed.", failure)
