@@ -66,8 +66,11 @@ class Lamps:
             to_show.popleft()
         elif to_check := self._to_check:
             extension = to_check[0]
+            shown = await line.ask(f"DEVICE_STATE({PREFIX}{extension})")
+            if to_check is not self._to_check:
+                return  # a newer line compares, and what is wanted may have changed since
             state = self._wanted.get(extension) or self._dark(extension)
-            if await line.ask(f"DEVICE_STATE({PREFIX}{extension})") != state:
+            if shown != state:
                 await line.set(f"DEVICE_STATE({PREFIX}{extension})", state)
             to_check.popleft()
         elif not self._compared:

@@ -412,6 +412,19 @@ def test_no_lamp_is_forgotten_when_another_line_takes_the_lead_meanwhile(held: s
     assert not desk.lamps.pending()
 
 
+def test_a_line_that_does_not_lead_any_more_sets_nothing_that_it_has_compared() -> None:
+    """What it compared with may be old by now, and the newer line has looked already."""
+    desk = Desk()
+    desk.watcher.show(ALICE, "INUSE")
+    poll, ami = desk.line(), desk.ami()
+    poll.held.add(lamp_of("1000"))
+    desk.serve(poll)
+    desk.serve(ami, always=True)
+    desk.watcher.show(ALICE, "RINGING")
+    poll.release()
+    assert poll.told() == [lamp_of("1000")] and ami.state[lamp_of("1000")] == "RINGING"
+
+
 def test_what_is_asked_for_in_time_does_not_wait_for_a_thousand_lamps() -> None:
     desk = Desk(compared=False)
     line = lit(desk.line(), *map(str, range(1000, 2000)))

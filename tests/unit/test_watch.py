@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
@@ -541,3 +542,135 @@ def test_an_event_with_a_state_that_is_none_changes_nothing() -> None:
     told.states.heard(BOB, "INUSE")
     told.states.heard(BOB, "FREE\nfor all")
     assert told.told == [{BOB: Presence.IN_USE}] and len(told.log) == 1 and told.log[0].isprintable()
+
+
+# Random lives
+
+
+class Pbx:
+    """One Asterisk, whose answers may come late, over lines that come and go."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.state: dict[str, str] = {}
+        self.hung_up: set[str] = set()
+        self.waiting: list[Deferred[None]] = []
+        self.dice = dice
+        self.good = False
+        self.asked: list[str] = []
+
+    def line(self, ami: bool) -> PbxLine:
+        return PbxLine(self, 10.0 if ami else 0.0)
+
+
+class PbxLine:
+    """One that is lost now and then, before Asterisk has done what it was told, or behind it."""
+
+    beat = 2.0
+
+    def __init__(self, world: Pbx, at_least: float) -> None:
+        self.at_least = at_least
+        self._world = world
+
+    async def ask(self, expression: str) -> str:
+        self._world.asked.append(expression)
+        value = self._world.state.get(expression, "NOT_INUSE")
+        await self._answer()
+        return value
+
+    async def set(self, name: str, value: str) -> None:
+        self._may_fail()
+        self._world.state[name] = value
+        await self._answer()
+
+    async def hang_up(self, channel: str) -> None:
+        self._may_fail()
+        self._world.hung_up.add(channel)
+        await self._answer()
+
+    async def lamps(self) -> list[str]:
+        names = [name.removeprefix("DEVICE_STATE(")[:-1] for name in self._world.state if "Custom" in name]
+        await self._answer()
+        return names
+
+    async def check(self) -> None:
+        await self._answer()
+
+    def idle(self, idle: bool) -> None: ...
+
+    async def _answer(self) -> None:
+        if not self._world.good and self._world.dice.random() < 0.3:
+            waiting: Deferred[None] = Deferred()
+            self._world.waiting.append(waiting)
+            await waiting
+        self._may_fail()
+
+    def _may_fail(self) -> None:
+        if not self._world.good and self._world.dice.random() < 0.1:
+            raise LineLost("gone")
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_lives(seed: int) -> None:
+    """However lines come, go and hang: in the end every channel was hung up, every lamp and every level is true."""
+    dice = random.Random(seed)
+    desk, world = Desk(compared=False), Pbx(dice)
+    known: dict[Device, str] = {}
+
+    def lost() -> None:
+        known.clear()
+
+    desk.states = DeviceStates(known.update, lost, desk.log.append)
+    desk.watcher = Watcher(desk.clock, desk.states, desk.lamps, gone=lambda recall: None)
+    lamps: dict[str, str] = {}
+    channels: set[str] = set()
+    phones = [Device(f"PJSIP/{n}") for n in range(2000, 2004)]
+    over: list[Deferred[None]] = []
+
+    def ended(failure: Any) -> None:
+        failure.trap(LineLost, CancelledError)
+
+    def serve() -> None:
+        line = world.line(ami=dice.random() < 0.5)
+        begun = Deferred.fromCoroutine(desk.watcher.serve(line, always=dice.random() < 0.5))
+        begun.addErrback(ended)
+        over.append(begun)
+
+    for _ in range(dice.randint(10, 60)):
+        match dice.randrange(8):
+            case 0:
+                serve()
+            case 1 if over:
+                dice.choice(over).cancel()
+            case 2:
+                extension = str(dice.randint(1000, 1003))
+                lamps[extension] = dice.choice(["INUSE", "NOT_INUSE", "RINGING"])
+                desk.watcher.show(Number(extension), lamps[extension])
+            case 3:
+                channel = f"Local/{len(channels)};2"
+                channels.add(channel)
+                desk.watcher.hang_up(channel)
+            case 4:
+                desk.watcher.watch({d: 0.5 for d in phones if dice.random() < 0.5}, NOBODY)
+            case 5:
+                world.state[of(dice.choice(phones))] = dice.choice(["INUSE", "NOT_INUSE", "RINGING"])
+            case 6 if world.waiting:
+                world.waiting.pop(dice.randrange(len(world.waiting))).callback(None)
+            case _:
+                desk.clock.advance(dice.choice([0.1, 1.0, 11.0]))
+        assert desk.watcher.line or not known, "known, and over no line"
+    world.good = True
+    desk.watcher.watch(dict.fromkeys(phones, 0.5), NOBODY)
+    serve()
+    for waiting in world.waiting:
+        waiting.callback(None)
+    desk.clock.advance(11)
+    desk.clock.advance(11)
+    assert world.hung_up == channels
+    assert {e: world.state.get(f"DEVICE_STATE(Custom:CC{e})", "NOT_INUSE") for e in lamps} == lamps
+    names = {"INUSE": Presence.IN_USE, "NOT_INUSE": Presence.IDLE, "RINGING": Presence.RINGING}
+    assert known == {phone: names[world.state.get(of(phone), "NOT_INUSE")] for phone in phones}
+    world.asked.clear()
+    for _ in range(100):
+        desk.clock.advance(0.1)
+    assert world.asked.count(of(phones[0])) <= 21, "asked for more than once in its time"
+    desk.watcher.stop()
