@@ -135,7 +135,7 @@ def start(config: Config, reactor: Any) -> Callable[[], "Deferred[None]"]:
     lamps = Lamps(dark=lambda extension: service.lamps.dark(extension))
     watcher = Watcher(reactor, states, lamps, gone=lambda recall: service.call_gone(recall))
     poller = Poller(reactor, spool, watcher, new_token=new_id, log=log)
-    ami = manager(reactor, config.ami, AmiWatch(watcher, states)) if config.ami else None
+    ami = manager(reactor, config.ami, AmiWatch(watcher)) if config.ami else None
     agent = LocalAgent(
         Originates(ami) if ami and config.originate else CallFiles(spool),
         ring=lambda request: service.ring(request),

@@ -42,6 +42,10 @@ class Agent(Protocol):
 class Monitor(Protocol):
     """The callee's side: tells device states, with ``Service.levels``."""
 
+    @property
+    def eager(self) -> bool:
+        """Watching costs nothing: so that nobody has to be asked for when it matters, all are watched."""
+
     def watch(self, devices: Mapping[Device, float], calls: frozenset[str]) -> None:
         """From now on watch just these devices (each at least every so many seconds) and these recalls."""
 

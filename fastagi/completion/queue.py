@@ -106,14 +106,17 @@ def select(requests: Sequence[Request], view: View) -> tuple[Request, Verdict] |
     return None
 
 
-def watched(requests: Iterable[Request], view: View) -> Iterator[tuple[Device, bool]]:
+def watched(
+    requests: Iterable[Request], view: View, eager: bool = False
+) -> Iterator[tuple[Device, bool]]:
     """The devices somebody waits for, each with True for a callee's, False for a caller's.
 
-    A caller is looked at only when it matters: while he is passed over, and when his turn has come.
+    A caller is looked at only when it matters: while he is passed over, and when his turn has come;
+    ``eager``: while he waits.
     """
     for request in requests:
         for device in request.callee_devices:
             yield device, True
-        if request.state is State.QUEUED and (request.suspended or ready(request, view)):
+        if request.state is State.QUEUED and (eager or request.suspended or ready(request, view)):
             for device in request.caller_devices:
                 yield device, False

@@ -355,7 +355,7 @@ class CompletionService:
         view = self._view(self._clock.now())
         wanted: dict[Device, float] = {}
         for request in self.book.requests():
-            for device, of_callee in queue.watched([request], view):
+            for device, of_callee in queue.watched([request], view, self._monitor.eager):
                 if device.startswith(FAR):
                     continue
                 who = request.callee if of_callee else request.caller
@@ -547,9 +547,12 @@ class CompletionService:
             raise Refused("NOT_HIS_KEY", f"{caller} has pressed the key of {key}")
         own = self._of_caller(caller)
         latest = next(reversed(self.book.offers_of(caller)), None)
-        on_offer = latest is not None and latest.service is not None and now < latest.offer_ends
+        waiting = [r.callee for r in own if r.state is not State.CALLING]
+        if latest is not None and latest.callee in waiting:
+            return self._cancel(device, latest.callee, now)
         asked = latest is not None and latest.callee in [r.callee for r in own]
-        if (on_offer and not asked) or not any(r.state is not State.CALLING for r in own):
+        on_offer = latest is not None and latest.service is not None and now < latest.offer_ends
+        if not waiting or (on_offer and not asked):
             return self._ask(device, None, now)
         return self._cancel(device, None, now)
 

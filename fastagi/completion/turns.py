@@ -109,9 +109,9 @@ class Turns:
 
         def saved(error: Exception | None) -> None:
             if error is None:
+                self._saved(settled)  # first, for a phone is to ring
                 for entry in changes.log:
                     self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
-                self._saved(settled)
                 self._finish(answers)
             else:
                 self._not_saved(error, batch)

@@ -11,8 +11,8 @@ A connection is greeted, logs in, and then runs the owner's coroutine ``up`` unt
 A connection that is lost, or cannot be had, is tried again for ever, after 0.2 s and then longer, up to 10 s.
 Why is said once, and again when the reason has changed or after it had worked.
 
-Things to keep in mind: Asterisk lets us in while it is still loading modules: DeviceStateList is unknown then,
-a function that is not loaded yet gives an empty value, and a device that is not yet one comes by an event.
+Things to keep in mind: Asterisk lets us in while it still loads modules. DeviceStateList is unknown then, a
+function that is not loaded yet gives an empty value, and a device that is not yet one comes by an event.
 """
 
 import socket
@@ -21,10 +21,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from twisted.application.internet import ClientService
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from fastagi.pbx.amilink import Connection, Connections, Tried, endpoint
+from fastagi.pbx.amilink import Connection, Connections, Tried, endpoint, explained
 from fastagi.pbx.amiwire import (
     AmiError,
     AmiLost,
@@ -36,7 +37,6 @@ from fastagi.pbx.amiwire import (
     login_fields,
     missing_rights,
     render,
-    shown,
 )
 
 __all__ = ["Ami", "AmiError", "AmiLost", "AmiRefused", "Login", "try_login"]
@@ -44,6 +44,7 @@ __all__ = ["Ami", "AmiError", "AmiLost", "AmiRefused", "Login", "try_login"]
 FIRST_PAUSE: Final = 0.2  # seconds, doubled by each failure in a row
 LONGEST_PAUSE: Final = 10.0  # seconds
 LONGEST_RING: Final = 86400.0  # seconds
+BOOTED_WITHIN: Final = 5.0  # seconds in which it is not said why ``up`` failed
 STEADY_AFTER: Final = 10.0  # seconds that a connection lasts to count as a success
 
 _log = Logger()
@@ -63,7 +64,7 @@ class Ami:
         log: Callable[[str], None],
     ) -> None:
         """``up(self)`` runs for as long as a connection lasts, once it is logged in and events flow: it is
-        cancelled when the connection is lost. If it fails, the connection is given up and made anew.
+        cancelled when the connection is lost. If it fails, it is run again, after a pause.
 
         ``device_state(device, state)`` is called for each change, ``extension_state(extension, context)``
         when a hint's state changes; in the order in which Asterisk tells, also while ``up`` waits. Both are
@@ -90,7 +91,7 @@ class Ami:
         """Raises `AmiError` when the certificates cannot be read; whatever else fails is tried again."""
         way: Any = Tried(endpoint(self._reactor, self._login), self._complain)
         factory: Any = Connections(self._new_connection)
-        self._service = ClientService(way, factory, self._pause, self._reactor)
+        self._service = ClientService(way, factory, self._retry, self._reactor)
         self._service.startService()
 
     def stop(self) -> "Deferred[None]":
@@ -163,14 +164,26 @@ class Ami:
         return self._connection
 
     async def _run(self) -> None:
-        self._connected_at = self._reactor.seconds()
+        began = self._connected_at = self._reactor.seconds()
         self._said = ""
         self._log(f"AMI connected to {self._login.where} as {self._login.username}")
-        await self._up(self)
+        connection, failures = self._connection, 0
+        while self._connection is connection:
+            try:
+                return await self._up(self)
+            except CancelledError:
+                raise
+            except AmiError as error:
+                if self._reactor.seconds() - began >= BOOTED_WITHIN:
+                    self._complain(str(error))
+            except Exception:
+                _log.failure("What runs over AMI failed.")
+            failures += 1
+            await deferLater(self._reactor, _pause(failures))
 
     def _event(self, message: Message) -> None:
         listener, keys = self._listeners.get(message["Event"], (None, ()))
-        if listener is None or not all(key in message for key in keys):
+        if not self.connected or listener is None or not all(key in message for key in keys):
             return
         try:
             listener(*(message[key] for key in keys))
@@ -189,16 +202,22 @@ class Ami:
             self._said = why
             self._log(f"AMI at {self._login.where}: {why}")
 
-    def _pause(self, _: int) -> float:
+    def _retry(self, _: int) -> float:
         self._failures += 1
-        return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(10, self._failures - 1)))
+        return _pause(self._failures)
+
+
+def _pause(failures: int) -> float:
+    """Seconds until the next try, after so many failures in a row."""
+    return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(10, failures - 1)))
 
 
 # -- trying it, for a person who waits ---------------------------------------------------------------------
 
 
 def try_login(login: Login, timeout: float = 5.0) -> str:
-    """Log in, look what this user may do, and leave; blocks for ``timeout`` seconds at most.
+    """Log in, look what this user may do, and leave; blocks for ``timeout`` seconds at most, if ``host`` is
+    an address.
 
     Answers a sentence on what is wrong; empty: nothing is. Whether events would come (read=call) is not seen.
     """
@@ -211,23 +230,18 @@ def try_login(login: Login, timeout: float = 5.0) -> str:
                 challenge = talk.act("Challenge", {"AuthType": "MD5"})
                 talk.act("Login", {**login_fields(login, challenge), "Events": "off"})
                 lacks = missing_rights(talk.act("ListCommands", {}))
-    except AmiError as error:
-        lacks = str(error)
-    except TimeoutError:
-        lacks = "no answer"
-    except ConnectionRefusedError:
-        lacks = "nobody listens there"
-    except socket.gaierror:
-        lacks = "there is no such host"
-    except (OSError, ValueError) as error:
-        lacks = shown(str(error))
+    except (AmiError, OSError, UnicodeError) as error:
+        lacks = explained(error)
     return f"AMI at {login.where}: {lacks}" if lacks else ""
 
 
 def _tls(plain: socket.socket, login: Login) -> socket.socket:
     import ssl  # only if it is asked for
 
-    context = ssl.create_default_context(cafile=login.ca)
+    try:
+        context = ssl.create_default_context(cafile=login.ca)
+    except OSError as error:
+        raise AmiError(f"{login.ca} holds no certificates that can be read: {error.strerror}") from None
     return context.wrap_socket(plain, server_hostname=login.host)
 
 
@@ -259,5 +273,5 @@ class _Talk:
         self._connection.settimeout(left)
         data = self._connection.recv(65536)
         if not data:
-            raise AmiError("the connection was closed")
+            raise ConnectionResetError
         return list(self._framer.feed(data))

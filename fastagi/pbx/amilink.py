@@ -6,15 +6,16 @@ bounded by DEAD_AFTER and MAX_WAITING.
 
 import re
 import secrets
+import socket
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
+from twisted.internet import error as errors
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as TooLate
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectionClosed, ConnectionRefusedError, DNSLookupError
-from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -29,6 +30,7 @@ DEAD_AFTER: Final = 8.0  # seconds of silence
 END_WITHIN: Final = 1.0  # seconds for the last bytes to go out when we stop
 MAX_WAITING: Final = 1000  # actions
 MAX_LISTED: Final = 100_000  # devices
+MISFIT: Final = "is this the port of a manager interface, and tls set as it is there?"
 CERTIFICATE: Final = re.compile(b"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.S)
 
 _log = Logger()
@@ -82,8 +84,6 @@ class Connection(Protocol):
             self._drop("nobody listens there")
             return
         self.transport.setTcpNoDelay(True)
-        self._heard = self._reactor.seconds()
-        self._watch()
         self._life = Deferred.fromCoroutine(self._live())
         self._life.addErrback(self._failed)
 
@@ -91,20 +91,19 @@ class Connection(Protocol):
         self._greeted.addTimeout(ANSWER_WITHIN, self._reactor)
         try:
             await self._greeted
-        except TimeoutError:
-            raise AmiError(
-                "says nothing: is this the port of its manager interface, and tls as it is there?"
-            ) from None
+        except TooLate:
+            raise AmiError(f"it says nothing: {MISFIT}") from None
         challenge = await self.act("Challenge", {"AuthType": "MD5"})
         await self.act("Login", login_fields(self._login, challenge))
+        self._watch()  # so far each step had its own deadline
         await self._run()
 
     def _failed(self, failure: Failure) -> None:
         if isinstance(failure.value, FastagiError):
             self._drop(str(failure.value))
         elif not isinstance(failure.value, CancelledError):
-            _log.failure("What runs over AMI failed.", failure)
-            self._drop("what runs over it failed")
+            _log.failure("The AMI connection failed.", failure)
+            self._drop("it failed")
 
     # Actions
 
@@ -122,14 +121,14 @@ class Connection(Protocol):
         self.transport.write(data)
         try:
             return await action.answer
-        except TimeoutError:
+        except TooLate:
             raise AmiError(f"Asterisk did not answer {name} within {ANSWER_WITHIN:g} s") from None
         finally:
             del self._waiting[action_id]
 
     def _answered(self, message: Message) -> None:
         action = self._waiting.get(message.get("ActionID", ""))
-        if action is None or action.answer.called:
+        if action is None:
             return
         if (refusal := fault(action.name, message)) is not None:
             action.answer.errback(refusal)
@@ -138,7 +137,7 @@ class Connection(Protocol):
 
     def _listed(self, message: Message) -> None:
         action = self._waiting.get(message["ActionID"])
-        if action is None or action.listed is None or action.answer.called:
+        if action is None or action.listed is None:
             return
         if message["Event"] == "DeviceStateListComplete":
             action.answer.callback(message)
@@ -154,8 +153,6 @@ class Connection(Protocol):
         try:
             for message in self._framer.feed(data):
                 self._receive(message)
-                if self._why:
-                    return
         except AmiError as error:
             self._drop(str(error))
             return
@@ -195,7 +192,10 @@ class Connection(Protocol):
         self._ending = self._reactor.callLater(END_WITHIN, self._drop, "it does not end")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._why = self._why or explained(reason.value)
+        if not self._why:
+            self._why = explained(reason.value)
+            if not self._framer.greeted and isinstance(reason.value, errors.ConnectionClosed):
+                self._why += f" at once: {MISFIT}"
         for alarm in self._alarm, self._ending:
             if alarm is not None and alarm.active():
                 alarm.cancel()
@@ -203,8 +203,7 @@ class Connection(Protocol):
         if self._life is not None:
             self._life.cancel()
         for action in tuple(self._waiting.values()):
-            if not action.answer.called:
-                action.answer.errback(AmiLost(f"{action.name} was not answered: the AMI connection is lost"))
+            action.answer.errback(AmiLost(f"{action.name} was not answered: the AMI connection is lost"))
 
 
 class Connections(Factory):
@@ -263,20 +262,33 @@ def _with_tls(reactor: Any, plain: Any, login: Login) -> Any:
         if not found:
             raise AmiError(f"{login.ca} holds no certificates, or a broken one")
         trust = ssl.trustRootFromCertificates(found)
-    return wrapClientTLS(ssl.optionsForClientTLS(login.host, trust), plain, reactor)
+    try:
+        return wrapClientTLS(ssl.optionsForClientTLS(login.host, trust), plain, reactor)
+    except UnicodeError:
+        raise AmiError(f"{shown(login.host)} is no name of a host") from None
 
 
 _REASONS: Final = (
-    (ConnectionRefusedError, "nobody listens there"),
-    (ConnectTimeout, "no answer"),
-    (DNSLookupError, "there is no such host"),
-    (ConnectionClosed, "the connection was closed"),
+    ((errors.ConnectionRefusedError, ConnectionRefusedError), "nobody listens there"),
+    # A host that is off gives now the one, now the other of these.
+    ((errors.ConnectError, TimeoutError), "no answer"),
+    ((errors.DNSLookupError, socket.gaierror, UnicodeError), "there is no such host"),
+    ((errors.ConnectionClosed, ConnectionError), "the connection was closed"),
 )
 
 
 def explained(error: BaseException | None) -> str:
-    """Why a connection was lost or could not be had."""
-    for kind, sentence in _REASONS:
-        if isinstance(error, kind):
+    """Why a connection was lost or could not be had, Twisted's or one of the standard library."""
+    for kinds, sentence in _REASONS:
+        if isinstance(error, kinds):
             return sentence
+    if isinstance(error, AmiError):
+        return str(error)
+    # TLS: first by pyOpenSSL and service_identity, then by the standard library; none is imported for this.
+    if type(error).__name__ == "VerificationError":
+        return "TLS failed: the certificate is for another host"
+    if error is not None and error.args and isinstance(error.args[0], list):
+        return shown(f"TLS failed: {', '.join(str(entry[-1]) for entry in error.args[0])}")
+    if isinstance(error, OSError) and hasattr(error, "reason"):
+        return shown(f"TLS failed: {getattr(error, 'verify_message', error.reason)}")
     return shown(f"{type(error).__name__}: {error}")

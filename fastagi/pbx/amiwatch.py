@@ -4,7 +4,6 @@ from twisted.internet.defer import Deferred, succeed
 
 from fastagi.pbx.ami import Ami, AmiError, AmiLost
 from fastagi.pbx.callfile import recall_id_of
-from fastagi.pbx.devicestate import DeviceStates
 from fastagi.pbx.lamp import PREFIX
 from fastagi.pbx.watch import LineLost, Watcher
 
@@ -16,6 +15,7 @@ class AmiLine:
     """A connection to AMI, as a line of the watcher."""
 
     at_least = NET
+    events = True
     beat = 3600.0
 
     def __init__(self, ami: Ami, lamps: list[str]) -> None:
@@ -53,25 +53,21 @@ class AmiLine:
 
 
 class AmiWatch:
-    """Lets a connection lead, once all that Asterisk knows of devices has been read over it."""
+    """Lets a connection lead for as long as it lasts."""
 
-    def __init__(self, watcher: Watcher, states: DeviceStates) -> None:
+    def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self._states = states
 
     async def up(self, ami: Ami) -> None:
-        """For as long as the connection lasts; raises `LineLost` or `AmiError`."""
-        self._states.lost()  # what another line said is older
-        try:
-            known = await ami.device_states()
-            lit = [name for name in known if name.startswith(PREFIX)]
-            self._states.learn(known)
-            await self._watcher.serve(AmiLine(ami, lit), always=True)
-        finally:
-            self._states.deaf()
+        """Raises `LineLost` or `AmiError`."""
+        # While Asterisk is still loading its modules, this is refused, and no answer could be trusted.
+        known = await ami.device_states()
+        lamps = [device for device in known if device.startswith(PREFIX)]
+        await self._watcher.serve(AmiLine(ami, lamps), always=True)
 
     def device_state(self, device: str, state: str) -> None:
-        self._states.heard(device, state)
+        """An event says so; whoever calls could have written it (see ``ami``)."""
+        self._watcher.look_at(device)
 
     def extension_state(self, extension: str, context: str) -> None:
         self._watcher.look_at_hints(extension)

@@ -1,8 +1,8 @@
 """The Asterisk Manager Interface as bytes: what is said to it, and what it says. No network, no clock.
 
-Things to keep in mind: a caller can write events. Asterisk puts the number that he dials, and his own, into its
-events as they come by SIP, line ends and all. An answer he cannot write: it is known by an ActionID that nobody
-can guess.
+Things to keep in mind: a caller can write events. Asterisk puts the number that he dials, and his own, into
+its events as they come by SIP, line ends and all. An answer he cannot write: it is known by an ActionID that
+nobody can guess.
 """
 
 import hashlib
@@ -126,6 +126,9 @@ def render(action: str, action_id: str, fields: Mapping[str, str]) -> bytes:
 def _line(action: str, key: str, value: str) -> bytes:
     if re.search(r"[\x00-\x1f\x7f]", value):
         raise AmiError(f"{action} is not sent: {key} has a control character")
+    # Asterisk would cut it off, and so read something else than what was looked at here.
+    if value != value.strip(" "):
+        raise AmiError(f"{action} is not sent: {key} begins or ends with a blank")
     try:
         line = f"{key}: {value}\r\n".encode()
     except UnicodeEncodeError:

@@ -70,7 +70,10 @@ class Spool:
         self._temp = temp
 
     def deposit(self, name: str, text: str) -> None:
-        """``text`` as a file that Asterisk sees whole or not at all; raises `CallFileError`."""
+        """``text`` as a file that Asterisk sees whole or not at all; raises `CallFileError`.
+
+        It is not synced: what a power cut takes, the database still knows, and it is written anew.
+        """
         if not _OUR_NAME.fullmatch(name):
             raise CallFileError(f"{name!r} is no name of ours for a call file")
         temp = self._temp / name
@@ -84,7 +87,6 @@ class Spool:
                 if os.geteuid() == 0:
                     owner = self._spool.stat()
                     os.fchown(fd, owner.st_uid, owner.st_gid)
-                os.fsync(fd)
             finally:
                 os.close(fd)
             temp.rename(self._spool / name)

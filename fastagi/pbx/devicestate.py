@@ -32,7 +32,6 @@ class DeviceStates:
     ) -> None:
         self.names: dict[Device, str] = {}
         self._told: dict[Device, Presence] = {}
-        self._heard: dict[Device, str] = {}
         self._strange: set[str] = set()
         self._log = log
         self._watched: frozenset[Device] = frozenset()
@@ -58,38 +57,16 @@ class DeviceStates:
             self._told[device] = presence
             self._changed({device: presence})
 
-    def heard(self, name: str, state: str) -> None:
-        """An event said so of any device, watched or not. Of what is no phone, nothing is remembered."""
-        try:
-            phone = model.device(name)
-        except Invalid:
-            return
-        self._heard[phone] = state
-        self.seen(phone, state)
-
-    def learn(self, listed: Mapping[str, str]) -> None:
-        """All that there is to know; what an event has said meanwhile is newer."""
-        for name in listed.keys() - self._heard.keys():
-            self.heard(name, listed[name])
-
-    def deaf(self) -> None:
-        """No event is heard any more, so what they have said may be old."""
-        self._heard.clear()
-
     def watch(self, devices: Collection[Device]) -> None:
         """Tell of these from now on, and forget the others: told again later, they are news."""
-        new = frozenset(devices) - self._watched
         self._watched = frozenset(devices)
         for device in self.names.keys() - self._watched:
             del self.names[device], self._told[device]
-        for device in sorted(new & self._heard.keys()):
-            self.seen(device, self._heard[device])
 
     def lost(self) -> None:
         """The source is gone, and what it said with it."""
         self.names.clear()
         self._told.clear()
-        self._heard.clear()
         self._lost()
 
     def _once(self, about: str, sentence: str) -> None:

@@ -134,6 +134,7 @@ class _AgiLine:
     """An open poll session, as a line to Asterisk."""
 
     at_least = 0.0
+    events = False
     beat = SHUTDOWN_INTERVAL
 
     def __init__(self, session: Session, answered: Callable[[], None]) -> None:

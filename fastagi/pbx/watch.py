@@ -4,8 +4,8 @@ There are two *lines* to it: the poll session (see ``poll``), which is there whi
 ``ami``), which is there always. Over whichever is up the `Watcher` asks one question after the other. The newest
 line leads, and AMI is never left for the poll session; when it ends, nothing is known until the next one.
 
-Things to keep in mind: over the poll session a change shorter than the poll interval is not seen, over AMI
-events tell of each, and asking is only the net below them.
+Things to keep in mind: over the poll session a change shorter than the poll interval is not seen. Over AMI an
+event says that it is time to ask; beside that, asking is only the net below.
 """
 
 import heapq
@@ -40,6 +40,8 @@ class Line(lamp.Line, Protocol):
 
     at_least: float
     """Seconds between two looks at the same device, where it is wanted more often."""
+    events: bool
+    """Each change is told besides, so that it costs nothing to watch a device."""
     beat: float
     """Seconds between two of its own `check`."""
 
@@ -164,12 +166,21 @@ class Watcher:
         self._lamps.show(extension, state)
         self._look()
 
+    @property
+    def eager(self) -> bool:
+        """Whether to watch also those who will matter only later."""
+        return self.line is not None and self.line.events
+
+    def look_at(self, device: str) -> None:
+        """It may have changed: ask at once. (Whoever calls can forge an event, but no answer.)"""
+        if question := self._questions.get(device):
+            self._push(self._reactor.seconds(), question)
+            self._look()
+
     def look_at_hints(self, extension: str) -> None:
-        """The hint of this extension has changed, in some context."""
-        for key, question in self._questions.items():
-            if key.startswith(f"{HINT}{extension}@"):
-                self._push(self._reactor.seconds(), question)
-        self._look()
+        """The hint of this extension may have changed, in some context."""
+        for device in [key for key in self._questions if key.startswith(f"{HINT}{extension}@")]:
+            self.look_at(device)
 
     def wanted(self) -> bool:
         """Whether there is anything to ask, to end or to show."""

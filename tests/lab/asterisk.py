@@ -231,7 +231,7 @@ class Asterisk:
         self.tcp = tcp
         self.ami = ami
         self.sip_address = (host, sip_port or free_port(host))
-        self.ami_address = (host, _lasting_port(host) if ami else 0)
+        self.ami_address = (host, lasting_port(host) if ami else 0)
         self.etc = self.folder / "etc"
         self.spool = self.folder / "spool/outgoing"
         self.spool_temp = self.folder / "spool/tmp"
@@ -496,7 +496,7 @@ def _own_name() -> str:
         return str(os.getuid())
 
 
-def _lasting_port(host: str) -> int:
+def lasting_port(host: str) -> int:
     """A free TCP port that Linux gives to nobody by itself: whoever tries again and again to reach a server
     that is down may be given its very port, is then connected with himself, and keeps the server from it."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

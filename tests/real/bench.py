@@ -130,7 +130,11 @@ class Words:
         """Dials a code, listens until it is said and done: ``RESULT/REASON`` of what the site's h saw."""
         pbx = self.pbx_of(caller)
         count = len(pbx.site_lines("site-h"))
+        told = len(pbx.played())
         call = self.phones[caller].dial(code).wait_answered()
+        if code == "*32":  # what is known is known before the first word of it
+            self.until(lambda: len(pbx.played()) > told, "he is told")
+            call.hangup()
         call.wait_ended(10)
         self.until(lambda: len(pbx.site_lines("site-h")) > count, f"the site's h after {code}")
         key = {"*30": "request", "*31": "cancel", "*32": "pending"}[code[:3]]
@@ -319,6 +323,7 @@ class Bench(Site):
         )
 
     def configure(self) -> None:
-        phones = [Endpoint(number, name) for number, name in NAMES.items()]
+        phones = [Endpoint(number, name) for number, name in NAMES.items() if number != "4000"]
+        phones.append(Endpoint("4000", NAMES["4000"], extra="language=xx\n"))
         phones.append(Endpoint("4500", ""))  # without callerid=
         self.asterisk.configure(self.dialplan(), phones, [Trunk("trunk", "127.0.0.1", self.trunk_port)])

@@ -52,6 +52,7 @@ exten => _65[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:2}},{ring},,${{EXTEN:2}}
  same => n,Hangup()
 exten => _66[1-4]000,1,Dial(PJSIP/${{EXTEN:2}}&PJSIP/4000,{ring})
 exten => 8888,1,Dial(PJSIP/trunk/sip:8888@127.0.0.1:{trunk},5)
+{after}
 exten => 8889,1,Dial(PJSIP/8889@trunk,5)
 ; as careless as a site can be
 exten => _9!,1,Dial(PJSIP/2000,{ring})
@@ -108,6 +109,12 @@ class Plain(Bench):
     def recorded(self, count: int = 1) -> None:
         self.until(lambda: len(self.offers()) == count, f"{count} calls are on record")
 
+    def transfers(self, call: Call, number: str) -> None:
+        """One of two who talk sends the other to this number."""
+        self.until(lambda: len(self.site_lines("joined 'simple_bridge'")) == 2, "they are joined")
+        host = "{}:{}".format(*self.asterisk.sip_address)
+        call._ask("REFER", [("Refer-To", f"<sip:{number}@{host}>"), ("Referred-By", f"<sip:x@{host}>")], "")
+
     def fails(self, number: str, caller: str = "1000") -> Call:
         """A call that fails by itself; answers it once it is on record."""
         before = len(self.offers())
@@ -153,7 +160,6 @@ SAME = [
     test_waiting.test_callee_declined,
     test_waiting.test_callee_not_registered_then_registers,
     test_waiting.test_through_a_trunk_there_is_nobody_to_watch,
-    test_waiting.test_number_that_does_not_exist,
 ]
 
 
@@ -205,6 +211,14 @@ def test_nobody_has_that_number(plain: Plain) -> None:
     assert [o.reason for o in plain.offers()] == ["NO_SUCH_NUMBER"]
 
 
+@pytest.mark.parametrize("after", ["", HANGUP], ids=["nothing", "Hangup"])
+def test_nobody_has_that_number_there(plain: Plain, after: str) -> None:
+    plain.lines_are(after)
+    plain.another("trunk", port=plain.trunk_port, answer="404")
+    plain.fails("8888")
+    assert [o.reason for o in plain.offers()] == ["NO_SUCH_NUMBER"]
+
+
 @pytest.mark.parametrize("number", ["8888", "8889"])
 def test_a_trunk_is_no_phone(plain: Plain, number: str) -> None:
     plain.another("trunk", port=plain.trunk_port, answer="busy")
@@ -223,14 +237,39 @@ def test_an_answered_call_is_not_recorded(plain: Plain) -> None:
 
 def test_who_was_transferred_waits_for_the_one_he_did_not_reach(plain: Plain) -> None:
     plain.lines_are(HANGUP)
-    host = "{}:{}".format(*plain.asterisk.sip_address)
     plain.phones["2000"].answer, plain.phones["3000"].answer = "answer", "busy"
     call = plain.phones["1000"].dial("2000").wait_answered()
     his = plain.phones["2000"].expect_call().wait_answered()
-    his._ask("REFER", [("Refer-To", f"<sip:3000@{host}>"), ("Referred-By", f"<sip:2000@{host}>")], "")
+    plain.transfers(his, "3000")
     call.wait_ended()
     plain.recorded()
     assert [(o.callee, o.callee_devices) for o in plain.offers()] == [("3000", ("PJSIP/3000",))]
+
+
+def test_a_callee_who_is_transferred(plain: Plain) -> None:
+    """Then it is he who calls, and does not reach the third."""
+    plain.lines_are(HANGUP)
+    plain.phones["2000"].answer, plain.phones["3000"].answer = "answer", "busy"
+    call = plain.phones["1000"].dial("2000").wait_answered()
+    his = plain.phones["2000"].expect_call().wait_answered()
+    plain.transfers(call, "3000")
+    his.wait_ended()
+    plain.recorded()
+    [offer] = plain.offers()
+    assert (offer.caller, offer.callee, offer.callee_devices) == ("2000", "3000", ("PJSIP/3000",))
+
+
+def test_a_call_that_another_picks_up(plain: Plain) -> None:
+    pickup = "[phones](+)\nexten => _*8XXXX,1,Pickup(${EXTEN:2}@phones)\n same => n,Hangup()\n"
+    plain.asterisk.reload_dialplan(plain.dialplan(more=pickup))
+    call = plain.phones["1000"].dial("2000").wait_ringing()
+    other = plain.phones["3000"].dial("*82000").wait_answered()
+    call.wait_answered().hangup()
+    other.wait_ended()
+    plain.until(lambda: not plain.asterisk.channels(), "no channel is left")
+    plain.phones["2000"].answer = "busy"
+    plain.fails("2000")
+    assert len(plain.offers()) == 1
 
 
 HOSTILE = [

@@ -209,6 +209,8 @@ class FakeAgent:
 
 
 class FakeMonitor:
+    eager = False
+
     """Is told what to watch; the world tells the levels."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +259,23 @@ def test_a_wrong_password_is_said_once_and_again_after_it_had_worked() -> None:
     assert office.log[1] == CONNECTED and office.log[3:] == [line]
 
 
+def test_the_same_reason_is_said_again_after_it_had_worked() -> None:
+    office = Office().connect()
+    for _ in range(3):
+        office.wire.lose(errors.ConnectionDone())
+        office.advance(10)
+        office.welcomes()
+    closed = "AMI at 192.0.2.1:5038: the connection was closed"
+    assert office.log == [CONNECTED, closed, CONNECTED, closed, CONNECTED, closed, CONNECTED]
+
+
+def test_what_closes_before_it_greets_is_said_to_be_another_port() -> None:
+    office = Office()
+    office.ami.start()
+    office.accept().lose(errors.ConnectionDone())
+    assert "closed at once: is this the port of a manager interface" in office.log[0]
+
+
 def test_why_there_is_no_connection_is_said_when_it_changes() -> None:
     office = Office()
     office.ami.start()
@@ -266,6 +283,7 @@ def test_why_there_is_no_connection_is_said_when_it_changes() -> None:
         errors.ConnectionRefusedError(),
         errors.ConnectionRefusedError(),
         errors.TimeoutError(),
+        errors.ConnectError(113, "No route to host"),
         errors.DNSLookupError(),
         errors.ConnectionRefusedError(),
         OSError("what\never\x1b[1m"),
@@ -376,7 +394,7 @@ def test_who_says_nothing_is_left(said: bytes) -> None:
     office.accept()
     office.says(said)
     office.advance(ANSWER_WITHIN)
-    assert office.wire.lost and "says nothing" in office.log[0]
+    assert office.wire.lost and "says nothing" in office.log[0] and office.heard() == []
 
 
 def test_a_login_that_is_not_answered_ends() -> None:
@@ -471,6 +489,15 @@ def test_an_event_that_comes_with_the_login_is_told() -> None:
     assert office.events == ["up", ("PJSIP/1", "INUSE")]
 
 
+def test_before_the_login_nothing_is_an_event() -> None:
+    office = Office()
+    office.ami.start()
+    login = office.greets()
+    office.says(changed("PJSIP/1", "INUSE"))
+    office.says(office.refuses(login, "Authentication failed") + changed("PJSIP/1", "INUSE"))
+    assert office.events == []
+
+
 def test_our_own_fault_in_a_listener_stops_no_event() -> None:
     office = Office()
     told = []
@@ -549,7 +576,7 @@ def test_a_refusal_is_a_sentence() -> None:
 
 
 def test_only_the_answer_is_the_answer() -> None:
-    """An event with the action's id is none, whatever else it says; nor is what carries another's id, or none."""
+    """Not an event with the action's id, whatever else it says; not what carries another id, or none."""
     office = Office().connect()
     asked = outcome(office.ami.ask("A"))
     [action] = office.heard()
@@ -578,6 +605,8 @@ def test_only_the_answer_is_the_answer() -> None:
         "x\x1b",
         "x\x7f",
         "\udcff",
+        " x",
+        "x ",
         "x" * 1000,
         "ü" * 500,
     ],
@@ -603,10 +632,18 @@ def test_nothing_but_one_action_is_ever_written(
     assert office.wire.written == b"" and office.ami.connected
 
 
-def test_a_pattern_hangs_up_nobody() -> None:
+@pytest.mark.parametrize("pattern", ["/^PJSIP/.*$/", "  /^PJSIP/.*$/", "/"])
+def test_a_pattern_hangs_up_nobody(pattern: str) -> None:
+    """Asterisk would hang up every channel that fits; it skips blanks before it looks."""
     office = Office().connect()
-    [error] = outcome(office.ami.hang_up("/^PJSIP/.*$/"))
+    [error] = outcome(office.ami.hang_up(pattern))
     assert isinstance(error, AmiError) and office.wire.written == b""
+
+
+def test_an_empty_value_is_one() -> None:
+    office = Office().connect()
+    outcome(office.ami.set("A", ""))
+    assert office.wire.written.endswith(b"\r\nValue: \r\n\r\n")
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), float("inf"), -1.0, 0.0, 0.0001, 1e9])
@@ -648,6 +685,17 @@ def test_what_waits_when_the_connection_is_lost_ends() -> None:
     office.wire.lose(errors.ConnectionDone())
     assert [type(error) for [error] in waiting] == [AmiLost] * 4 and again == []
     assert "not connected" in str(waiting[-1][0])
+
+
+def test_one_that_ends_may_give_up_another() -> None:
+    office = Office().connect()
+    first: Any = Deferred.fromCoroutine(office.ami.ask("A"))
+    second: Any = Deferred.fromCoroutine(office.ami.ask("B"))
+    ended: list[Any] = []
+    first.addErrback(lambda _: second.cancel())
+    second.addErrback(lambda failure: ended.append(failure.type))
+    office.wire.lose(errors.ConnectionDone())
+    assert ended == [CancelledError]
 
 
 def test_an_action_that_its_caller_gives_up_is_forgotten() -> None:
@@ -803,32 +851,72 @@ def test_a_peer_that_is_silent_is_dropped_within_10_seconds(after: float) -> Non
 # What runs over it
 
 
-def test_an_up_that_fails_is_tried_again_on_a_new_connection() -> None:
+def test_an_up_that_fails_is_run_again_and_why_is_said_once_if_it_lasts() -> None:
+    """Asterisk lets us in while it boots, and refuses what it has not loaded yet."""
+
     async def up(ami: Ami) -> None:
         await ami.device_states()
 
-    office = Office(up=up)
-    office.connect()
-    office.says(office.refuses(office.heard()[0], "Invalid/unknown command") + changed("PJSIP/1", "INUSE"))
-    office.advance()
-    assert office.wire.lost and office.log[1:] == [
+    office = Office(up=up).connect()
+    began, tries = office.reactor.seconds(), []
+    while office.reactor.seconds() - began < 60:
+        for action in office.heard():
+            if action["Action"] == "Ping":
+                office.says(office.answers(action))
+                continue
+            tries.append(office.reactor.seconds() - began)
+            office.says(office.refuses(action, "Invalid/unknown command"))
+            assert (len(office.log) > 1) is (tries[-1] >= 5)
+        office.reactor.advance(1 / 128)
+    due = [0.0, 0.2, 0.6, 1.4, 3.0, 6.2, 12.6, 22.6, 32.6, 42.6, 52.6]
+    assert tries == pytest.approx(due, abs=0.1)
+    assert office.ami.connected and office.log[1:] == [
         "AMI at 192.0.2.1:5038: Asterisk refuses DeviceStateList: Invalid/unknown command"
     ]
-    assert office.events == [], "nothing is told any more"
+
+
+def test_an_up_that_fails_is_not_run_again_when_the_connection_is_lost() -> None:
+    ups = []
+
+    async def stubborn(ami: Ami) -> None:
+        ups.append(ami)
+        try:
+            await Deferred()
+        except CancelledError:
+            await ami.ask("A")
+
+    office = Office(up=stubborn).connect()
+    office.wire.lose(errors.ConnectionDone())
     office.advance(0.2)
+    assert len(ups) == 1
     office.welcomes()
-    assert office.ami.connected
+    office.advance(2)
+    assert len(ups) == 2
+
+
+def test_a_pause_of_up_ends_with_the_connection() -> None:
+    ups = []
+
+    async def up(ami: Ami) -> None:
+        ups.append(ami)
+        raise AmiError("no")
+
+    office = Office(up=up).connect()
+    office.ami.stop()
+    office.advance(10)
+    assert len(ups) == 1 and office.reactor.getDelayedCalls() == []
 
 
 def test_our_own_fault_in_up_is_logged_and_tried_again() -> None:
+    ups = []
+
     async def up(ami: Ami) -> None:
+        ups.append(ami)
         raise KeyError("ours")
 
-    office = Office(up=up)
-    office.ami.start()
-    office.welcomes()
-    office.advance()
-    assert office.wire.lost and office.log[1:] == ["AMI at 192.0.2.1:5038: what runs over it failed"]
+    office = Office(up=up).connect()
+    office.advance(0.2)
+    assert office.ami.connected and len(ups) == 2
 
 
 def test_an_up_that_returns_changes_nothing() -> None:
@@ -930,6 +1018,14 @@ def test_certificates_that_cannot_be_used_are_told_at_the_start(
         office.ami.start()
 
 
+def test_a_host_that_is_none_is_told() -> None:
+    pytest.importorskip("OpenSSL")
+    office = Office(Login("x" * 64, 5039, "fastagi", SECRET, tls=True))
+    with pytest.raises(AmiError, match="is no name of a host"):
+        office.ami.start()
+    assert try_login(Login("a..b", 5038, "fastagi", SECRET)) == "AMI at a..b:5038: there is no such host"
+
+
 def test_ipv6() -> None:
     office = Office(Login("::1", 5038, "fastagi", SECRET))
     office.ami.start()
@@ -977,6 +1073,11 @@ def answer(*lines: str, response: str = "Success") -> Callable[[Message], bytes]
     )
 
 
+def anothers(action: Message) -> bytes:
+    """The answer to somebody else, and then the one to us."""
+    return text("Response: Error", "ActionID: 99") + answer("Challenge: 1")(action)
+
+
 ALL = ("Getvar: ", "Setvar: ", "Hangup: ", "Originate: ", "DeviceStateList: ")
 WELCOME = (GREETING, answer("Challenge: 1"), answer())
 
@@ -993,6 +1094,7 @@ WELCOME = (GREETING, answer("Challenge: 1"), answer())
         ((GREETING,), "no answer"),
         ((GREETING, b""), "was closed"),
         ((b"A",), "no answer"),
+        ((GREETING, anothers, answer(), answer(*ALL)), ""),
         ((*WELCOME, answer(*ALL[:3])), "may not Originate: manager.conf must say write=originate"),
         ((*WELCOME, answer(*ALL[:1], *ALL[3:])), "may not Setvar, Hangup: manager.conf must say write=call"),
         ((*WELCOME, answer("Ping: ")), "write=call,originate"),
@@ -1018,10 +1120,19 @@ def test_try_login_where_nobody_listens() -> None:
 
 
 def test_try_login_is_not_held_by_one_who_talks_for_ever() -> None:
-    def chatter(action: Message) -> bytes:
-        return text("Event: Newchannel") * 1000
+    server = socket.create_server(("127.0.0.1", 0))
 
+    def chatter() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.sendall(GREETING)
+            while True:
+                connection.sendall(text("Event: Newchannel"))
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
     began = time.monotonic()
-    with listener(GREETING, chatter) as port:
-        said = try_login(Login("127.0.0.1", port, "fastagi", SECRET), 0.3)
-    assert "no answer" in said and time.monotonic() - began < 3
+    with server:
+        said = try_login(Login("127.0.0.1", server.getsockname()[1], "fastagi", SECRET), 0.3)
+    thread.join(5)
+    assert said.endswith(": no answer") and 0.2 < time.monotonic() - began < 3

@@ -101,8 +101,8 @@ def test_a_reason_that_is_told_in_words_is_one_of_the_servers() -> None:
 def test_no_pattern_ends_open_but_that_of_a_feature_code() -> None:
     """Whatever matches ``.`` or ``!`` matches a newline too; that one checks its tail before all else."""
     patterns = re.findall(r"^exten => (_.+?),(?:1|hint),", code(TEXT), re.MULTILINE)
-    codes = [p for p in patterns if "CC_CODE_CANCEL" in p or "CC_CODE_LAMP" in p]
-    assert codes and [p for p in patterns if p.endswith((".", "!"))] == codes
+    open_ended = [p for p in patterns if p.endswith((".", "!"))]
+    assert [re.findall(r"CC_CODE_\w+", p)[0] for p in open_ended] == ["CC_CODE_CANCEL", "CC_CODE_LAMP"]
 
 
 def test_all_that_is_said_stands_in_one_table() -> None:
@@ -117,3 +117,18 @@ def test_all_that_is_said_stands_in_one_table() -> None:
     calls = " ".join(re.findall(r"cc-say,(?:s|ask),1\((.*)\)", elsewhere))
     literal = re.sub(r'\$\{\w+(?:\(\w+\))?\}|"[^"]*"', "", calls)
     assert set(re.findall(r"[a-z]+", literal)) <= table
+
+
+def test_the_files_for_freepbx_name_what_is_there() -> None:
+    folder = TOP / "contrib/freepbx"
+    codes = dict(re.findall(r"^(\w+)=(\*\d\d)$", (folder / "globals_custom.conf").read_text(), re.MULTILINE))
+    assert set(codes) == set(re.findall(r"CC_CODE_[A-Z]+", code(TEXT)))
+    blacklist = {"*30", "*31", "*32"}
+    assert len(set(codes.values()) - blacklist) == len(codes)
+    page = (folder / "README.rst").read_text()
+    assert all(f"``{value}``" in page and f"``{name}``" in page for name, value in codes.items())
+    custom = code((folder / "extensions_custom.conf").read_text())
+    named = set(re.findall(r"\bcc-[a-z-]+", custom))
+    assert named - CONTEXTS == {"cc-freepbx", "cc-from-internal"}
+    [place] = re.findall(r'#include "(\S+)"', custom)
+    assert place in (TOP / "README.rst").read_text()

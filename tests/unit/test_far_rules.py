@@ -1141,6 +1141,18 @@ def test_record_tells_what_went_over_the_trunk(world: FarWorld) -> None:
     )
 
 
+def test_a_hint_here_does_not_watch_whom_the_other_pbx_watches(world: FarWorld) -> None:
+    world.directory.set("2000", monitor="hint", hint="2000@phones")
+    world.fails_out("1000", "2000")
+    world.asks("1000")
+    assert world.service.book.offers[1].callee_devices == ()
+    assert (world.request(2).state, world.request(2).callee_devices) == (
+        State.REQUESTED,
+        (far_device(2, "callee"),),
+    )
+    assert not world.monitor.devices
+
+
 def test_record_of_a_caller_beyond(world: FarWorld) -> None:
     made = ran(world, "record", TRUNK, "2000", "BUSY", "17", "PJSIP/2000", "", "in-1")
     assert made["CC_OFFERED"] == "1"

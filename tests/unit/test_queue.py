@@ -229,6 +229,26 @@ def test_a_turn_elsewhere_takes_nothing_here() -> None:
     assert first([req(1, "a1", "b", state=State.READY), req(2, "a2", "c")], ALL_IDLE) == (2, Verdict.SELECT)
 
 
+@pytest.mark.parametrize("state", sorted(TURN))
+def test_the_numbers_of_a_turn_are_taken_where_the_devices_tell_nothing(state: State) -> None:
+    """Two who wait for each other by hint."""
+    one = replace(req(1, state=state), callee_devices=(Device("Hint:b@x"),))
+    other = replace(req(2, "b", "a1"), callee_devices=(Device("Hint:a1@x"),))
+    seen = {**levels(a1=IDLE, b=IDLE), Device("Hint:a1@x"): IDLE, Device("Hint:b@x"): IDLE}
+    assert first([one, other], seen) is None
+    assert first([other], seen) == (2, Verdict.SELECT)
+
+
+def test_a_number_beyond_a_trunk_is_nobodys_name() -> None:
+    """Those beyond may share a From, and one there may be called as one of ours."""
+    turn = req(1, "7000", "b", state=State.READY, agent="mxone")
+    same_from = replace(req(2, "7000", "c", agent="mxone"), caller_devices=(dev("a2"),))
+    assert first([turn, same_from], ALL_IDLE) == (2, Verdict.SELECT)
+    turn = replace(req(1, "a1", "c", state=State.READY, monitor="mxone"), callee_devices=(dev("far"),))
+    ours = req(2, "a2", "c")
+    assert first([turn, ours], ALL_IDLE) == (2, Verdict.SELECT)
+
+
 # -------------------------------------------------------------------------------------- several devices
 
 

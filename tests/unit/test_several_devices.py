@@ -200,6 +200,22 @@ def test_a_phone_taken_up_again_within_the_pause_makes_nobody_free(world: World)
     assert world.rings() == ["ring 1000 for 2000: r1"]
 
 
+def test_the_pause_of_one_does_not_wait_for_that_of_another_which_is_used_again(world: World) -> None:
+    world.directory.set("2000", [B1, B2], cc_guard_timer=5)
+    world.set("b1", IN_USE)
+    world.set("b2", IN_USE)
+    wants(world)
+    world.set("b1", IDLE)
+    world.wait(2)
+    world.set("b2", IDLE)
+    world.wait(1)
+    world.set("b2", IN_USE)
+    world.wait(1.9)
+    assert world.rings() == []
+    world.wait(0.1)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
 # -------------------------------------------------------------------------------------------- restart, and no source
 
 
