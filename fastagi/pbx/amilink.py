@@ -20,7 +20,6 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fastagi.errors import FastagiError
 from fastagi.pbx.amiwire import AmiError, AmiLost, Framer, Login, Message, fault, login_fields, render, shown
 
 CONNECT_WITHIN: Final = 5.0  # seconds
@@ -99,7 +98,7 @@ class Connection(Protocol):
         await self._run()
 
     def _failed(self, failure: Failure) -> None:
-        if isinstance(failure.value, FastagiError):
+        if isinstance(failure.value, AmiError):
             self._drop(str(failure.value))
         elif not isinstance(failure.value, CancelledError):
             _log.failure("The AMI connection failed.", failure)

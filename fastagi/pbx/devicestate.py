@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from fastagi.completion import model
-from fastagi.completion.model import HINT, Device, Invalid, Presence
+from fastagi.completion.model import HINT, Device, Presence
 
 # What `core show function DEVICE_STATE` and `core show hints` have. An endpoint with device_state_busy_at shows
 # BUSY while it merely rings, so there ringing counts as being in use.

@@ -59,7 +59,7 @@ class Watched:
 
     def __init__(self, compared: bool = True) -> None:
         self.desk = Desk(compared)
-        self.watch = AmiWatch(self.desk.watcher, self.desk.states)
+        self.watch = AmiWatch(self.desk.watcher)
         self.ami = FakeAmi(self.desk)
 
     def up(self) -> Deferred[None]:
@@ -115,16 +115,14 @@ def test_the_lamps_are_those_that_were_listed() -> None:
 # Taking the lead, and losing it
 
 
-def test_what_is_listed_is_known_at_once_and_asked_for_as_well() -> None:
+def test_what_is_listed_is_not_known_before_it_was_asked_for() -> None:
+    """The list may be old when it comes, and what an event says is no fact."""
     watched = Watched()
-    watched.ami.known = {BOB: "INUSE", CAROL: "NOT_INUSE"}
-    watched.ami.line.state = dict(zip(map(of, (BOB, CAROL)), ("INUSE", "NOT_INUSE"), strict=True))
+    watched.ami.known = {BOB: "NOT_INUSE"}
+    watched.ami.line.state[of(BOB)] = "INUSE"
     watched.desk.watcher.watch({BOB: 0.5}, NOBODY)
     watched.up()
-    assert watched.desk.told() == ["lost", {BOB: "in use"}]
-    watched.desk.watcher.watch({BOB: 0.5, CAROL: 0.5}, NOBODY)
-    assert watched.desk.told() == [{CAROL: "idle"}]
-    assert watched.ami.line.told() == [of(BOB), of(CAROL)]
+    assert watched.desk.told() == [{BOB: "in use"}] and watched.ami.line.told() == [of(BOB)]
 
 
 def test_the_poll_session_goes_when_ami_leads_and_comes_when_it_is_gone() -> None:
@@ -132,81 +130,66 @@ def test_the_poll_session_goes_when_ami_leads_and_comes_when_it_is_gone() -> Non
     desk = watched.desk
     desk.watcher.watch({BOB: 0.5}, NOBODY)
     poll = desk.line()
-    poll.state[of(BOB)] = watched.ami.known[BOB] = watched.ami.line.state[of(BOB)] = "INUSE"
+    poll.state[of(BOB)] = watched.ami.line.state[of(BOB)] = "INUSE"
     polling = desk.serve(poll)
-    desk.told()
     leading = watched.up()
-    assert polling.called and desk.told() == ["lost", {BOB: "in use"}], "told again, once"
+    assert polling.called and desk.told() == [{BOB: "in use"}], "no word of a loss, and not told again"
     desk.wanted = 0
     leading.cancel()
     assert desk.told()[0] == "lost" and desk.wanted == 1
 
 
-def test_while_ami_lists_what_it_knows_the_poll_session_goes_on() -> None:
+def test_until_ami_has_listed_what_it_knows_the_poll_session_leads() -> None:
+    """Asterisk lets us in while it is still loading."""
     watched = Watched()
     desk = watched.desk
     desk.watcher.watch({BOB: 0.5}, NOBODY)
     poll = desk.line()
+    poll.state[of(BOB)] = "NOT_INUSE"
     polling = desk.serve(poll)
     watched.ami.held = Deferred()
     watched.up()
     poll.state[of(BOB)] = "INUSE"
     desk.wait(1)
-    assert desk.watcher.line is poll and desk.told()[-1] == {BOB: "in use"}
-    watched.watch.device_state(BOB, "NOT_INUSE")
-    watched.ami.known = {BOB: "INUSE"}
+    assert desk.watcher.line is poll and desk.told() == [{BOB: "idle"}, {BOB: "in use"}]
     watched.ami.line.state[of(BOB)] = "NOT_INUSE"
     watched.ami.held.callback(None)
-    assert polling.called and desk.told() == [{BOB: "idle"}], "the list is older than the event"
+    assert polling.called and desk.told() == [{BOB: "idle"}]
 
 
-def test_what_ami_said_before_it_failed_is_forgotten_though_the_poll_session_goes_on() -> None:
+def test_an_ami_that_fails_before_it_leads_takes_nothing_away() -> None:
     watched = Watched()
     desk = watched.desk
     desk.watcher.watch({BOB: 0.5}, NOBODY)
     poll = desk.line()
-    desk.serve(poll, always=True)
-    watched.ami.held = Deferred()
-    watched.up()
-    watched.watch.device_state(CAROL, "NOT_INUSE")
-    watched.ami.error = AmiError("Asterisk refuses DeviceStateList: Invalid/unknown command")
-    watched.ami.held.callback(None)
-    assert "ami: Asterisk refuses" in desk.told()[-1]
-    poll.state[of(CAROL)] = "INUSE"
-    desk.wait(60)
+    poll.state[of(BOB)] = "INUSE"
+    desk.serve(poll)
     desk.told()
-    desk.watcher.watch({CAROL: 0.5}, NOBODY)
-    assert desk.told() == [{CAROL: "in use"}]
+    watched.ami.error = AmiError("Asterisk refuses DeviceStateList: Invalid/unknown command")
+    watched.up()
+    assert desk.told() == ["ami: Asterisk refuses DeviceStateList: Invalid/unknown command"]
+    assert desk.watcher.line is poll
 
 
 # Events
 
 
-def test_events_are_told_of_devices_and_make_hints_be_asked_for() -> None:
+def test_events_make_devices_and_hints_be_asked_for() -> None:
     watched = Watched()
     desk = watched.desk
     desk.watcher.watch({BOB: 0.5, HINT: 0.5}, NOBODY)
-    watched.ami.line.state = {of(BOB): "INUSE", "EXTENSION_STATE(2000@phones)": "INUSE"}
+    ami = watched.ami.line
+    ami.state = {of(BOB): "INUSE", "EXTENSION_STATE(2000@phones)": "INUSE"}
     watched.up()
     desk.told()
-    watched.ami.line.told()
-    watched.watch.device_state(BOB, "NOT_INUSE")
-    assert desk.told() == [{BOB: "idle"}] and watched.ami.line.told() == []
-    watched.ami.line.state["EXTENSION_STATE(2000@phones)"] = "NOT_INUSE"
+    ami.told()
+    ami.state = {of(BOB): "NOT_INUSE", "EXTENSION_STATE(2000@phones)": "NOT_INUSE"}
+    watched.watch.device_state(BOB, "INUSE")
+    assert desk.told() == [{BOB: "idle"}] and ami.told() == [of(BOB)]
     watched.watch.extension_state("2000", "phones")
-    assert desk.told() == [{HINT: "idle"}]
-    assert watched.ami.line.told() == ["EXTENSION_STATE(2000@phones)"]
-
-
-def test_a_hint_said_by_an_event_of_a_device_is_no_fact() -> None:
-    """Somebody else's hint with the name of ours, or a number that holds a line end."""
-    watched = Watched()
-    watched.desk.watcher.watch({HINT: 0.5}, NOBODY)
-    watched.ami.line.state["EXTENSION_STATE(2000@phones)"] = "INUSE"
-    watched.up()
-    watched.desk.told()
-    watched.watch.device_state(HINT, "NOT_INUSE")
-    assert watched.desk.told() == []
+    assert desk.told() == [{HINT: "idle"}] and ami.told() == ["EXTENSION_STATE(2000@phones)"]
+    watched.watch.device_state(CAROL, "NOT_INUSE")
+    assert ami.told() == []
 
 
 # With the real client
@@ -214,7 +197,7 @@ def test_a_hint_said_by_an_event_of_a_device_is_no_fact() -> None:
 
 def office(desk: Desk) -> Office:
     """AMI's client below a watcher, connected; its list is asked for and not answered."""
-    watch = AmiWatch(desk.watcher, desk.states)
+    watch = AmiWatch(desk.watcher)
     made = Office(up=watch.up)
     made.connect()
     return made
@@ -230,24 +213,35 @@ def lists(office: Office, *devices: str) -> None:
     office.says(text("Event: DeviceStateListComplete", id, "EventList: Complete", "ListItems: 1"))
 
 
-def test_an_action_that_asterisk_refuses_ends_the_connection_and_why_is_said() -> None:
+def test_an_action_that_asterisk_refuses_is_tried_again_and_why_is_said_once() -> None:
     desk = Desk()
     desk.watcher.watch({BOB: 0.5}, NOBODY)
     made = office(desk)
-    lists(made, BOB)
-    assert desk.told() == ["lost", {BOB: "in use"}]
-    [asked] = made.heard()
-    assert (asked["Action"], asked["Variable"]) == ("Getvar", of(BOB))
     with capturedLogs() as logged:
-        made.says(made.refuses(asked, "Permission denied"))
-        made.advance()
-    assert desk.told() == ["lost"] and made.wire.lost
+        for pause in (0.2, 0.4, 0.8, 1.6, 3.2, 6.4):
+            lists(made, BOB)
+            [asked] = made.heard()
+            assert (asked["Action"], asked["Variable"]) == ("Getvar", of(BOB))
+            made.says(made.refuses(asked, "Permission denied"))
+            assert desk.told() == ["lost"]
+            for _ in range(round(pause / 0.2)):
+                made.says(text("Event: FullyBooted"))  # so that nothing must be asked to know if it lives
+                made.advance(0.201)
     assert made.log[1:] == ["AMI at 192.0.2.1:5038: Asterisk refuses Getvar: Permission denied"]
     assert not [event for event in logged if "log_failure" in event]
+
+
+def test_after_a_refusal_it_is_not_dead() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 0.5}, NOBODY)
+    made = office(desk)
+    lists(made)
+    made.says(made.refuses(made.heard()[0], "Permission denied"))
     made.advance(0.2)
-    made.welcomes()
-    lists(made, BOB)
-    assert desk.told() == ["lost", {BOB: "in use"}], "and it is not dead"
+    lists(made)
+    [asked] = made.heard()
+    made.says(made.answers(asked, "Value: INUSE"))
+    assert desk.told() == ["lost", {BOB: "in use"}] and not made.wire.lost
 
 
 def test_a_connection_that_is_lost_while_there_is_nothing_to_ask() -> None:

@@ -550,6 +550,7 @@ class OtherLine:
     """AMI, which leads and is never asked for anything."""
 
     at_least = beat = 3600.0
+    events = True
 
     async def ask(self, expression: str) -> str:
         return "NOT_INUSE"

@@ -32,6 +32,7 @@ class FakeLine:
 
     def __init__(self, clock: Clock, name: str, at_least: float = 0.0, beat: float = 2.0) -> None:
         self.at_least, self.beat, self.name = at_least, beat, name
+        self.events = at_least > 0
         self.state: dict[str, str] = {}
         self.lit: list[str] = []
         self.said: list[tuple[float, str]] = []
@@ -392,7 +393,8 @@ def test_a_hint_that_changes_while_it_is_asked_for_is_asked_for_again() -> None:
 # Events
 
 
-def test_what_an_event_tells_of_a_watched_device_is_told_on_at_once() -> None:
+def test_an_event_is_a_reason_to_ask_and_what_it_says_is_no_fact() -> None:
+    """Whoever calls can have events written."""
     desk = Desk()
     ami = desk.ami()
     ami.state[of(BOB)] = "INUSE"
@@ -400,22 +402,61 @@ def test_what_an_event_tells_of_a_watched_device_is_told_on_at_once() -> None:
     desk.serve(ami, always=True)
     desk.told()
     ami.told()
-    desk.states.heard(BOB, "NOT_INUSE")
-    desk.states.heard(CAROL, "INUSE")
-    assert desk.told() == [{BOB: "idle"}] and not ami.told(), "nobody waits for the other"
+    desk.watcher.look_at(BOB)
+    assert desk.told() == [] and ami.told() == [of(BOB)], "a lie"
+    ami.state[of(BOB)] = "NOT_INUSE"
+    desk.watcher.look_at(BOB)
+    assert desk.told() == [{BOB: "idle"}]
+    ami.told()
+    for other in (CAROL, "", "PJSIP/2000\n", "Custom:CC1000"):
+        desk.watcher.look_at(other)
+    assert ami.told() == [], "nobody waits for those"
 
 
-def test_a_device_newly_watched_that_an_event_has_told_of_is_known_at_once_and_asked_for() -> None:
+def test_a_device_that_changes_often_is_not_asked_for_more_often_afterwards() -> None:
     desk = Desk()
     ami = desk.ami()
-    ami.held.add(of(CAROL))
+    desk.watcher.watch({BOB: 0.5}, NOBODY)
     desk.serve(ami, always=True)
-    desk.states.heard(CAROL, "INUSE")
+    for _ in range(100):
+        desk.watcher.look_at(BOB)
+    ami.told()
+    desk.wait(60)
+    assert len(ami.told()) in (5, 6)
+
+
+def test_a_device_that_changes_while_it_is_asked_for_is_asked_for_again() -> None:
+    desk = Desk()
+    ami = desk.ami()
+    ami.state[of(BOB)] = "INUSE"
+    desk.watcher.watch({BOB: 0.5}, NOBODY)
+    ami.held.add(of(BOB))
+    desk.serve(ami, always=True)
+    desk.watcher.look_at(BOB)
+    ami.release()
+    assert ami.told() == [of(BOB)] * 2
+
+
+def test_a_device_newly_watched_is_asked_for_at_once() -> None:
+    desk = Desk()
+    ami = desk.ami()
+    desk.serve(ami, always=True)
+    ami.state[of(CAROL)] = "INUSE"
     desk.watcher.watch({CAROL: 0.5}, NOBODY)
     assert desk.told() == [{CAROL: "in use"}] and ami.told() == [of(CAROL)]
-    ami.state[of(CAROL)] = "NOT_INUSE"
-    ami.release()
-    assert desk.told() == [{CAROL: "idle"}]
+
+
+def test_to_watch_more_costs_nothing_while_a_line_leads_that_tells_by_itself() -> None:
+    desk = Desk()
+    eager = [desk.watcher.eager]
+    desk.serve(desk.line(), always=True)
+    eager.append(desk.watcher.eager)
+    ami = desk.ami()
+    desk.serve(ami, always=True)
+    eager.append(desk.watcher.eager)
+    ami.error = "gone"
+    desk.watcher.hang_up("Local/1;2")
+    assert [*eager, desk.watcher.eager] == [False, False, True, False]
 
 
 # Faults
@@ -508,39 +549,10 @@ def test_a_device_that_is_unknown_is_idle_as_asterisk_counts_it() -> None:
     assert told.told == [{BOB: Presence.IDLE}] and not told.log
 
 
-def test_what_is_listed_does_not_undo_what_an_event_said_meanwhile() -> None:
-    told = Told(BOB, CAROL)
-    told.states.heard(BOB, "INUSE")
-    told.states.learn({BOB: "NOT_INUSE", CAROL: "NOT_INUSE", "Custom:CC1000": "INUSE"})
-    assert told.told == [{BOB: Presence.IN_USE}, {CAROL: Presence.IDLE}]
-
-
-def test_what_was_heard_over_a_line_is_forgotten_with_it() -> None:
-    for forget in (DeviceStates.lost, DeviceStates.deaf):
-        told = Told()
-        told.states.heard(BOB, "NOT_INUSE")
-        forget(told.states)
-        told.told.clear()
-        told.states.watch([BOB])
-        assert told.told == [], "it may be in use by now"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [HINT, "Local/123456789012345@cc-recall", "Custom:CC1000", "PJSIP/2000\n", "PJSIP/", "", "PJSIP/2000/x"],
-)
-def test_an_event_tells_of_phones_only(name: str) -> None:
-    """Whoever calls can have events written; a hint's state is asked for; a name for each call would pile up."""
-    told = Told()
-    told.states.heard(name, "NOT_INUSE")
-    told.states.watch([Device(name)])
-    assert told.told == []
-
-
-def test_an_event_with_a_state_that_is_none_changes_nothing() -> None:
+def test_a_state_that_is_none_changes_nothing() -> None:
     told = Told(BOB)
-    told.states.heard(BOB, "INUSE")
-    told.states.heard(BOB, "FREE\nfor all")
+    told.states.seen(BOB, "INUSE")
+    told.states.seen(BOB, "FREE\nfor all")
     assert told.told == [{BOB: Presence.IN_USE}] and len(told.log) == 1 and told.log[0].isprintable()
 
 
@@ -569,6 +581,7 @@ class PbxLine:
 
     def __init__(self, world: Pbx, at_least: float) -> None:
         self.at_least = at_least
+        self.events = at_least > 0
         self._world = world
 
     async def ask(self, expression: str) -> str:
@@ -652,7 +665,9 @@ def test_random_lives(seed: int) -> None:
             case 4:
                 desk.watcher.watch({d: 0.5 for d in phones if dice.random() < 0.5}, NOBODY)
             case 5:
-                world.state[of(dice.choice(phones))] = dice.choice(["INUSE", "NOT_INUSE", "RINGING"])
+                phone = dice.choice(phones)
+                world.state[of(phone)] = dice.choice(["INUSE", "NOT_INUSE", "RINGING"])
+                desk.watcher.look_at(phone)
             case 6 if world.waiting:
                 world.waiting.pop(dice.randrange(len(world.waiting))).callback(None)
             case _:
