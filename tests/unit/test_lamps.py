@@ -8,6 +8,7 @@ from fastagi.completion import lamps as rules
 from fastagi.completion.machine import Cancelled
 from fastagi.completion.model import Number, Service, Settings, State
 from fastagi.pbx.lamp import Lamps
+from fastagi.pbx.watch import Watcher
 from tests.unit.rules import IDLE, IN_USE, World, phone
 from tests.unit.test_far_rules import FarWorld
 from tests.unit.test_machine import request
@@ -332,6 +333,21 @@ def test_a_line_is_wanted_once_after_our_start() -> None:
     over = desk.serve(line)
     assert line.told() == ["lamps", lamp_of("1000"), f"{lamp_of('1000')}=NOT_INUSE"]
     assert over.called and not desk.watcher.wanted()
+
+
+def test_a_lamp_that_is_lit_does_not_go_out_for_a_moment_at_our_start() -> None:
+    """AMI may be up before the rules have told which are lit."""
+    desk = Desk(compared=False)
+    desk.lamps = Lamps(dark=lambda extension: "NOT_INUSE")
+    desk.watcher = Watcher(desk.clock, desk.states, desk.lamps, gone=desk.events.append)
+    assert not desk.watcher.wanted()
+    ami = lit(desk.ami(), "1000", "1100")
+    desk.serve(ami, always=True)
+    assert ami.told() == []
+    desk.watcher.show(ALICE, "INUSE")
+    desk.watcher.watch({}, NOBODY)
+    assert ami.state == {lamp_of("1000"): "INUSE", lamp_of("1100"): "NOT_INUSE"}
+    assert f"{lamp_of('1000')}=NOT_INUSE" not in ami.told()
 
 
 def test_only_what_differs_is_set() -> None:

@@ -96,6 +96,7 @@ class Desk:
         self.changes: list[Callable[[], None]] = []
         self.states = DeviceStates(self._changed, lambda: self.events.append("lost"), self.log.append)
         self.lamps = Lamps(dark=lambda extension: "NOT_INUSE")
+        self.lamps.all_told()
         if compared:
             self.lamps.stop()
         self.watcher = Watcher(
