@@ -48,7 +48,8 @@ def findings(path: Path | None) -> Iterator[Finding]:
         yield Finding("configuration", Result.OK, f"{path or DEFAULT_PATH} is in order")
     yield from door(config)
     yield from _ami(config)
-    yield from _user(config)
+    if not config.originate:
+        yield from _user(config)
     yield from _database(config)
     yield from _server(config)
 

@@ -64,12 +64,16 @@ class Ami:
     def secret(self) -> str:
         """What the file holds; raises `ConfigError`."""
         try:
-            text = self.secret_file.read_bytes()[:_MAX_SECRET].decode().rstrip("\r\n")
+            with self.secret_file.open("rb") as file:
+                read = file.read(_MAX_SECRET + 1)
+            text = read.decode().rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
             raise ConfigError([f"{self.secret_file}, the AMI secret, cannot be read: {why}"]) from None
-        if not text or not text.isprintable():
-            sentence = "holds no AMI secret: one line of printable text is needed"
+        if not text or not text.isprintable() or len(read) > _MAX_SECRET:
+            sentence = (
+                f"holds no AMI secret: one line of printable text, at most {_MAX_SECRET} bytes, is needed"
+            )
             raise ConfigError([f"{self.secret_file} {sentence}"])
         return text
 

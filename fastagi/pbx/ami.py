@@ -25,6 +25,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succ
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from fastagi.errors import FastagiError
 from fastagi.pbx.amilink import Connection, Connections, Tried, endpoint, explained
 from fastagi.pbx.amiwire import (
     AmiError,
@@ -173,7 +174,7 @@ class Ami:
                 return await self._up(self)
             except CancelledError:
                 raise
-            except AmiError as error:
+            except FastagiError as error:
                 if self._reactor.seconds() - began >= BOOTED_WITHIN:
                     self._complain(str(error))
             except Exception:

@@ -33,6 +33,7 @@ class Lamps:
         self._wanted: dict[Number, str] = {}
         self._to_show: deque[tuple[Number, str]] = deque()
         self._to_check: deque[Number] = deque()
+        self._all_told = False
         self._compared = False
 
     def show(self, extension: Number, state: str) -> None:
@@ -40,9 +41,13 @@ class Lamps:
         self._wanted[extension] = state
         self._to_show.append((extension, state))
 
+    def all_told(self) -> None:
+        """Since our start all lamps that are lit were shown: the others are dark."""
+        self._all_told = True
+
     def pending(self) -> bool:
         """Whether Asterisk has still to be told, or asked, anything."""
-        return bool(self._to_show or self._to_check) or not self._compared
+        return bool(self._to_show or self._to_check) or (self._all_told and not self._compared)
 
     def urgent(self) -> bool:
         return bool(self._to_show)
@@ -66,11 +71,14 @@ class Lamps:
             to_show.popleft()
         elif to_check := self._to_check:
             extension = to_check[0]
+            shown = await line.ask(f"DEVICE_STATE({PREFIX}{extension})")
+            if to_check is not self._to_check:
+                return  # a newer line compares, and what is wanted may have changed since
             state = self._wanted.get(extension) or self._dark(extension)
-            if await line.ask(f"DEVICE_STATE({PREFIX}{extension})") != state:
+            if shown != state:
                 await line.set(f"DEVICE_STATE({PREFIX}{extension})", state)
             to_check.popleft()
-        elif not self._compared:
+        elif self._all_told and not self._compared:
             self._to_check.extend(_extensions(await line.lamps()))
             self._compared = True
 

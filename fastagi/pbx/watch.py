@@ -151,6 +151,7 @@ class Watcher:
             wanted[call] = self._questions.get(call) or _CallQuestion(call, self._gone)
         new = [q for key, q in wanted.items() if self._questions.get(key) is not q]
         self._questions = wanted
+        self._lamps.all_told()  # the rules show them first
         self._states.watch(devices)
         for question in new:
             self._push(self._reactor.seconds(), question)

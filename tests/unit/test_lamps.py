@@ -8,6 +8,7 @@ from fastagi.completion import lamps as rules
 from fastagi.completion.machine import Cancelled
 from fastagi.completion.model import Number, Service, Settings, State
 from fastagi.pbx.lamp import Lamps
+from fastagi.pbx.watch import Watcher
 from tests.unit.rules import IDLE, IN_USE, World, phone
 from tests.unit.test_far_rules import FarWorld
 from tests.unit.test_machine import request
@@ -334,6 +335,21 @@ def test_a_line_is_wanted_once_after_our_start() -> None:
     assert over.called and not desk.watcher.wanted()
 
 
+def test_a_lamp_that_is_lit_does_not_go_out_for_a_moment_at_our_start() -> None:
+    """AMI may be up before the rules have told which are lit."""
+    desk = Desk(compared=False)
+    desk.lamps = Lamps(dark=lambda extension: "NOT_INUSE")
+    desk.watcher = Watcher(desk.clock, desk.states, desk.lamps, gone=desk.events.append)
+    assert not desk.watcher.wanted()
+    ami = lit(desk.ami(), "1000", "1100")
+    desk.serve(ami, always=True)
+    assert ami.told() == []
+    desk.watcher.show(ALICE, "INUSE")
+    desk.watcher.watch({}, NOBODY)
+    assert ami.state == {lamp_of("1000"): "INUSE", lamp_of("1100"): "NOT_INUSE"}
+    assert f"{lamp_of('1000')}=NOT_INUSE" not in ami.told()
+
+
 def test_only_what_differs_is_set() -> None:
     desk = Desk(compared=False)
     desk.watcher.show(ALICE, "INUSE")
@@ -410,6 +426,19 @@ def test_no_lamp_is_forgotten_when_another_line_takes_the_lead_meanwhile(held: s
     ami.release()
     assert ami.state[lamp_of("1100")] == "RINGING" and ami.state[lamp_of("1000")] == "INUSE"
     assert not desk.lamps.pending()
+
+
+def test_a_line_that_does_not_lead_any_more_sets_nothing_that_it_has_compared() -> None:
+    """What it compared with may be old by now, and the newer line has looked already."""
+    desk = Desk()
+    desk.watcher.show(ALICE, "INUSE")
+    poll, ami = desk.line(), desk.ami()
+    poll.held.add(lamp_of("1000"))
+    desk.serve(poll)
+    desk.serve(ami, always=True)
+    desk.watcher.show(ALICE, "RINGING")
+    poll.release()
+    assert poll.told() == [lamp_of("1000")] and ami.state[lamp_of("1000")] == "RINGING"
 
 
 def test_what_is_asked_for_in_time_does_not_wait_for_a_thousand_lamps() -> None:

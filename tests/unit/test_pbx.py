@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from fastagi.pbx.callfile import (
 )
 from fastagi.pbx.devicestate import PRESENCE, DeviceStates
 from fastagi.pbx.lamp import Lamps
-from fastagi.pbx.poll import OPEN_WITHIN, Poller
+from fastagi.pbx.poll import ANSWER_WITHIN, OPEN_WITHIN, SHUTDOWN_INTERVAL, Poller
 from fastagi.pbx.watch import CALL_INTERVAL, Watcher
 
 ID = "123456789012345"
@@ -289,6 +290,7 @@ class FakeSession:
         self.set: list[tuple[str, str]] = []
         self.executed: list[tuple[float | str, ...]] = []
         self.bounds: list[float | None] = []
+        self.broken = False
         self.hangups: list[str] = []
         self._clock = clock
 
@@ -299,6 +301,8 @@ class FakeSession:
         return self.state.get(expression, "")
 
     async def set_variable(self, name: str, value: str) -> None:
+        if self.broken:
+            raise AGIHangup("gone")
         self.set.append((name, value))
 
     async def execute(self, application: str, *args: str) -> str:
@@ -315,10 +319,6 @@ class FakeSession:
 
     def bound(self, seconds: float | None) -> None:
         self.bounds.append(seconds)
-
-    def devices(self) -> list[tuple[float, str]]:
-        """When it was asked for which device."""
-        return [(at, asked) for at, asked in self.asked if "STATE(" in asked]
 
 
 class Desk:
@@ -475,3 +475,158 @@ def test_going_down_leaves_no_file_behind() -> None:
     desk.poller.stop()
     assert not desk.thread.files
     assert not desk.clock.getDelayedCalls()
+
+
+def test_while_asterisk_lets_a_call_begin_the_session_goes_on() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 60.0}, frozenset())
+    session, over = desk.connect()
+    for _ in range(70):
+        desk.clock.advance(0.1)
+    dials = [("Dial", "Local/probe@cc-poll/n", "1")] * 3
+    assert [tuple(what) for _, *what in session.executed] == dials and not over.called
+    assert [round(float(at)) for at, *_ in session.executed] == [2, 4, 6]
+
+
+def stopped(desk: Desk) -> tuple[FakeSession, Deferred[None]]:
+    """A session whose Asterisk is being stopped from now on."""
+    session, over = desk.connect()
+    session.state["${DIALSTATUS}"] = "CHANUNAVAIL"
+    desk.clock.advance(SHUTDOWN_INTERVAL)
+    return session, over
+
+
+def test_an_asterisk_that_is_being_stopped_is_let_go_and_asked_again_with_patience() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 60.0}, frozenset())
+    _, over = stopped(desk)
+    assert over.called and desk.seen == ["lost"]
+    assert "poll session lost: Asterisk lets no call begin any more: it is being stopped" in desk.log
+    tokens = []
+    for _ in range(1200):
+        if desk.thread.files and desk.token() not in tokens:
+            tokens.append(desk.token())
+        desk.clock.advance(0.1)
+    assert 5 <= len(tokens) <= 12, "its files are dropped, but not a file each second"
+    _, over = desk.connect()
+    assert not over.called
+    assert [line for line in desk.log if "cc-poll in its dialplan" in line] != []
+
+
+def test_an_asterisk_that_is_gone_while_there_is_nothing_to_ask_is_noticed() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 3600.0}, frozenset())
+    session, over = desk.connect()
+    session.hung_up = True
+    desk.clock.advance(SHUTDOWN_INTERVAL)
+    assert over.called and desk.seen == ["lost"] and desk.thread.files
+
+
+def test_a_session_that_is_opened_and_never_answers_is_not_opened_again_at_once() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 0.5}, frozenset())
+    opened = []
+    for _ in range(600):
+        if desk.thread.files:
+            opened.append(desk.clock.seconds())
+            session = FakeSession(desk.token(), desk.clock)
+            session.hung_up = True
+            Deferred.fromCoroutine(desk.poller.script(session))  # type: ignore[arg-type]
+        desk.clock.advance(0.1)
+    assert 3 <= len(opened) <= 8
+    assert all(later - earlier >= OPEN_WITHIN - 0.01 for earlier, later in pairwise(opened))
+
+
+def test_a_session_has_a_deadline_while_it_is_asked_and_none_while_it_is_idle() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 60.0}, frozenset())
+    session, _ = desk.connect()
+    assert session.bounds == [ANSWER_WITHIN, None]
+    desk.clock.advance(SHUTDOWN_INTERVAL)
+    assert session.bounds[2] == ANSWER_WITHIN and session.bounds[-1] is None
+
+
+class OtherLine:
+    """AMI, which leads and is never asked for anything."""
+
+    at_least = beat = 3600.0
+    events = True
+
+    async def ask(self, expression: str) -> str:
+        return "NOT_INUSE"
+
+    async def set(self, name: str, value: str) -> None: ...
+
+    async def hang_up(self, channel: str) -> None: ...
+
+    async def lamps(self) -> list[str]:
+        return []
+
+    async def check(self) -> None: ...
+
+    def idle(self, idle: bool) -> None: ...
+
+
+def test_when_ami_leads_the_session_goes_and_it_comes_when_ami_is_gone() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 0.5}, frozenset())
+    _, polling = desk.connect()
+    leading = Deferred.fromCoroutine(desk.watcher.serve(OtherLine(), always=True))
+    assert polling.called and not desk.thread.files
+    leading.addErrback(lambda failure: None)
+    leading.cancel()
+    assert desk.seen == [{BOB: Presence.IDLE}, "lost"]
+    _, polling = desk.connect()
+    assert not polling.called
+
+
+def test_a_session_that_opens_when_ami_leads_already_is_closed() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 0.5}, frozenset())
+    Deferred.fromCoroutine(desk.watcher.serve(OtherLine(), always=True))
+    session, over = desk.connect()
+    assert over.called and not session.asked and not desk.thread.files
+    desk.clock.advance(100)
+    assert not desk.thread.files
+
+
+def test_a_session_that_is_not_opened_until_ami_leads_is_taken_back() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 0.5}, frozenset())
+    Deferred.fromCoroutine(desk.watcher.serve(OtherLine(), always=True))
+    desk.clock.advance(OPEN_WITHIN)
+    assert not desk.thread.files
+
+
+def test_a_session_is_opened_once_after_our_start_for_the_lamps() -> None:
+    desk = Desk(compared=False)
+    desk.watcher.watch({}, frozenset())
+    session = FakeSession(desk.token(), desk.clock)
+    session.state["${DB_KEYS(CustomDevstate)}"] = "CC1000,CCTV,DND2000,CC1000),CC2000"
+    session.state["${DEVICE_STATE(Custom:CC1000)}"] = "INUSE"
+    session.state["${DEVICE_STATE(Custom:CC2000)}"] = "NOT_INUSE"
+    over = Deferred.fromCoroutine(desk.poller.script(session))  # type: ignore[arg-type]
+    assert session.set == [("DEVICE_STATE(Custom:CC1000)", "NOT_INUSE")]
+    assert over.called and not desk.thread.files
+    desk.watcher.watch({}, frozenset())
+    assert not desk.thread.files
+
+
+def test_a_lamp_that_cannot_be_set_is_set_over_the_next_session() -> None:
+    desk = Desk()
+    desk.watcher.show(Number("1000"), "INUSE")
+    session = FakeSession(desk.token(), desk.clock)
+    session.broken = True
+    Deferred.fromCoroutine(desk.poller.script(session))  # type: ignore[arg-type]
+    desk.clock.advance(OPEN_WITHIN)
+    session, over = desk.connect()
+    assert session.set == [("DEVICE_STATE(Custom:CC1000)", "INUSE")] and over.called
+
+
+def test_going_down_while_a_session_is_open_ends_it_and_opens_none() -> None:
+    desk = Desk()
+    desk.watcher.watch({BOB: 0.5}, frozenset())
+    _, over = desk.connect()
+    desk.poller.stop()
+    desk.watcher.stop()
+    assert over.called and not desk.thread.files and not desk.clock.getDelayedCalls()

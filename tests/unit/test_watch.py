@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
@@ -31,6 +32,7 @@ class FakeLine:
 
     def __init__(self, clock: Clock, name: str, at_least: float = 0.0, beat: float = 2.0) -> None:
         self.at_least, self.beat, self.name = at_least, beat, name
+        self.events = at_least > 0
         self.state: dict[str, str] = {}
         self.lit: list[str] = []
         self.said: list[tuple[float, str]] = []
@@ -94,6 +96,7 @@ class Desk:
         self.changes: list[Callable[[], None]] = []
         self.states = DeviceStates(self._changed, lambda: self.events.append("lost"), self.log.append)
         self.lamps = Lamps(dark=lambda extension: "NOT_INUSE")
+        self.lamps.all_told()
         if compared:
             self.lamps.stop()
         self.watcher = Watcher(
@@ -391,7 +394,8 @@ def test_a_hint_that_changes_while_it_is_asked_for_is_asked_for_again() -> None:
 # Events
 
 
-def test_what_an_event_tells_of_a_watched_device_is_told_on_at_once() -> None:
+def test_an_event_is_a_reason_to_ask_and_what_it_says_is_no_fact() -> None:
+    """Whoever calls can have events written."""
     desk = Desk()
     ami = desk.ami()
     ami.state[of(BOB)] = "INUSE"
@@ -399,22 +403,61 @@ def test_what_an_event_tells_of_a_watched_device_is_told_on_at_once() -> None:
     desk.serve(ami, always=True)
     desk.told()
     ami.told()
-    desk.states.heard(BOB, "NOT_INUSE")
-    desk.states.heard(CAROL, "INUSE")
-    assert desk.told() == [{BOB: "idle"}] and not ami.told(), "nobody waits for the other"
+    desk.watcher.look_at(BOB)
+    assert desk.told() == [] and ami.told() == [of(BOB)], "a lie"
+    ami.state[of(BOB)] = "NOT_INUSE"
+    desk.watcher.look_at(BOB)
+    assert desk.told() == [{BOB: "idle"}]
+    ami.told()
+    for other in (CAROL, "", "PJSIP/2000\n", "Custom:CC1000"):
+        desk.watcher.look_at(other)
+    assert ami.told() == [], "nobody waits for those"
 
 
-def test_a_device_newly_watched_that_an_event_has_told_of_is_known_at_once_and_asked_for() -> None:
+def test_a_device_that_changes_often_is_not_asked_for_more_often_afterwards() -> None:
     desk = Desk()
     ami = desk.ami()
-    ami.held.add(of(CAROL))
+    desk.watcher.watch({BOB: 0.5}, NOBODY)
     desk.serve(ami, always=True)
-    desk.states.heard(CAROL, "INUSE")
+    for _ in range(100):
+        desk.watcher.look_at(BOB)
+    ami.told()
+    desk.wait(60)
+    assert len(ami.told()) in (5, 6)
+
+
+def test_a_device_that_changes_while_it_is_asked_for_is_asked_for_again() -> None:
+    desk = Desk()
+    ami = desk.ami()
+    ami.state[of(BOB)] = "INUSE"
+    desk.watcher.watch({BOB: 0.5}, NOBODY)
+    ami.held.add(of(BOB))
+    desk.serve(ami, always=True)
+    desk.watcher.look_at(BOB)
+    ami.release()
+    assert ami.told() == [of(BOB)] * 2
+
+
+def test_a_device_newly_watched_is_asked_for_at_once() -> None:
+    desk = Desk()
+    ami = desk.ami()
+    desk.serve(ami, always=True)
+    ami.state[of(CAROL)] = "INUSE"
     desk.watcher.watch({CAROL: 0.5}, NOBODY)
     assert desk.told() == [{CAROL: "in use"}] and ami.told() == [of(CAROL)]
-    ami.state[of(CAROL)] = "NOT_INUSE"
-    ami.release()
-    assert desk.told() == [{CAROL: "idle"}]
+
+
+def test_to_watch_more_costs_nothing_while_a_line_leads_that_tells_by_itself() -> None:
+    desk = Desk()
+    eager = [desk.watcher.eager]
+    desk.serve(desk.line(), always=True)
+    eager.append(desk.watcher.eager)
+    ami = desk.ami()
+    desk.serve(ami, always=True)
+    eager.append(desk.watcher.eager)
+    ami.error = "gone"
+    desk.watcher.hang_up("Local/1;2")
+    assert [*eager, desk.watcher.eager] == [False, False, True, False]
 
 
 # Faults
@@ -507,37 +550,143 @@ def test_a_device_that_is_unknown_is_idle_as_asterisk_counts_it() -> None:
     assert told.told == [{BOB: Presence.IDLE}] and not told.log
 
 
-def test_what_is_listed_does_not_undo_what_an_event_said_meanwhile() -> None:
-    told = Told(BOB, CAROL)
-    told.states.heard(BOB, "INUSE")
-    told.states.learn({BOB: "NOT_INUSE", CAROL: "NOT_INUSE", "Custom:CC1000": "INUSE"})
-    assert told.told == [{BOB: Presence.IN_USE}, {CAROL: Presence.IDLE}]
-
-
-def test_what_was_heard_over_a_line_is_forgotten_with_it() -> None:
-    for forget in (DeviceStates.lost, DeviceStates.deaf):
-        told = Told()
-        told.states.heard(BOB, "NOT_INUSE")
-        forget(told.states)
-        told.told.clear()
-        told.states.watch([BOB])
-        assert told.told == [], "it may be in use by now"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [HINT, "Local/123456789012345@cc-recall", "Custom:CC1000", "PJSIP/2000\n", "PJSIP/", "", "PJSIP/2000/x"],
-)
-def test_an_event_tells_of_phones_only(name: str) -> None:
-    """Whoever calls can have events written; a hint's state is asked for; a name for each call would pile up."""
-    told = Told()
-    told.states.heard(name, "NOT_INUSE")
-    told.states.watch([Device(name)])
-    assert told.told == []
-
-
-def test_an_event_with_a_state_that_is_none_changes_nothing() -> None:
+def test_a_state_that_is_none_changes_nothing() -> None:
     told = Told(BOB)
-    told.states.heard(BOB, "INUSE")
-    told.states.heard(BOB, "FREE\nfor all")
+    told.states.seen(BOB, "INUSE")
+    told.states.seen(BOB, "FREE\nfor all")
     assert told.told == [{BOB: Presence.IN_USE}] and len(told.log) == 1 and told.log[0].isprintable()
+
+
+# Random lives
+
+
+class Pbx:
+    """One Asterisk, whose answers may come late, over lines that come and go."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.state: dict[str, str] = {}
+        self.hung_up: set[str] = set()
+        self.waiting: list[Deferred[None]] = []
+        self.dice = dice
+        self.good = False
+        self.asked: list[str] = []
+
+    def line(self, ami: bool) -> PbxLine:
+        return PbxLine(self, 10.0 if ami else 0.0)
+
+
+class PbxLine:
+    """One that is lost now and then, before Asterisk has done what it was told, or behind it."""
+
+    beat = 2.0
+
+    def __init__(self, world: Pbx, at_least: float) -> None:
+        self.at_least = at_least
+        self.events = at_least > 0
+        self._world = world
+
+    async def ask(self, expression: str) -> str:
+        self._world.asked.append(expression)
+        value = self._world.state.get(expression, "NOT_INUSE")
+        await self._answer()
+        return value
+
+    async def set(self, name: str, value: str) -> None:
+        self._may_fail()
+        self._world.state[name] = value
+        await self._answer()
+
+    async def hang_up(self, channel: str) -> None:
+        self._may_fail()
+        self._world.hung_up.add(channel)
+        await self._answer()
+
+    async def lamps(self) -> list[str]:
+        names = [name.removeprefix("DEVICE_STATE(")[:-1] for name in self._world.state if "Custom" in name]
+        await self._answer()
+        return names
+
+    async def check(self) -> None:
+        await self._answer()
+
+    def idle(self, idle: bool) -> None: ...
+
+    async def _answer(self) -> None:
+        if not self._world.good and self._world.dice.random() < 0.3:
+            waiting: Deferred[None] = Deferred()
+            self._world.waiting.append(waiting)
+            await waiting
+        self._may_fail()
+
+    def _may_fail(self) -> None:
+        if not self._world.good and self._world.dice.random() < 0.1:
+            raise LineLost("gone")
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_lives(seed: int) -> None:
+    """However lines come, go and hang: in the end every channel was hung up, every lamp and every level is true."""
+    dice = random.Random(seed)
+    desk, world = Desk(compared=False), Pbx(dice)
+    known: dict[Device, str] = {}
+
+    def lost() -> None:
+        known.clear()
+
+    desk.states = DeviceStates(known.update, lost, desk.log.append)
+    desk.watcher = Watcher(desk.clock, desk.states, desk.lamps, gone=lambda recall: None)
+    lamps: dict[str, str] = {}
+    channels: set[str] = set()
+    phones = [Device(f"PJSIP/{n}") for n in range(2000, 2004)]
+    over: list[Deferred[None]] = []
+
+    def ended(failure: Any) -> None:
+        failure.trap(LineLost, CancelledError)
+
+    def serve() -> None:
+        line = world.line(ami=dice.random() < 0.5)
+        begun = Deferred.fromCoroutine(desk.watcher.serve(line, always=dice.random() < 0.5))
+        begun.addErrback(ended)
+        over.append(begun)
+
+    for _ in range(dice.randint(10, 60)):
+        match dice.randrange(8):
+            case 0:
+                serve()
+            case 1 if over:
+                dice.choice(over).cancel()
+            case 2:
+                extension = str(dice.randint(1000, 1003))
+                lamps[extension] = dice.choice(["INUSE", "NOT_INUSE", "RINGING"])
+                desk.watcher.show(Number(extension), lamps[extension])
+            case 3:
+                channel = f"Local/{len(channels)};2"
+                channels.add(channel)
+                desk.watcher.hang_up(channel)
+            case 4:
+                desk.watcher.watch({d: 0.5 for d in phones if dice.random() < 0.5}, NOBODY)
+            case 5:
+                phone = dice.choice(phones)
+                world.state[of(phone)] = dice.choice(["INUSE", "NOT_INUSE", "RINGING"])
+                desk.watcher.look_at(phone)
+            case 6 if world.waiting:
+                world.waiting.pop(dice.randrange(len(world.waiting))).callback(None)
+            case _:
+                desk.clock.advance(dice.choice([0.1, 1.0, 11.0]))
+        assert desk.watcher.line or not known, "known, and over no line"
+    world.good = True
+    desk.watcher.watch(dict.fromkeys(phones, 0.5), NOBODY)
+    serve()
+    for waiting in world.waiting:
+        waiting.callback(None)
+    desk.clock.advance(11)
+    desk.clock.advance(11)
+    assert world.hung_up == channels
+    assert {e: world.state.get(f"DEVICE_STATE(Custom:CC{e})", "NOT_INUSE") for e in lamps} == lamps
+    names = {"INUSE": Presence.IN_USE, "NOT_INUSE": Presence.IDLE, "RINGING": Presence.RINGING}
+    assert known == {phone: names[world.state.get(of(phone), "NOT_INUSE")] for phone in phones}
+    world.asked.clear()
+    for _ in range(100):
+        desk.clock.advance(0.1)
+    assert world.asked.count(of(phones[0])) <= 21, "asked for more than once in its time"
+    desk.watcher.stop()
