@@ -13,6 +13,7 @@ or after 1, 2, 4 ... 60 seconds.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from traceback import format_exc
 
 from fastagi.completion.book import Book
@@ -110,7 +111,7 @@ class Turns:
         def saved(error: Exception | None) -> None:
             if error is None:
                 self._saved(settled)
-                self._tell(changes)
+                self._tell(changes, None)
                 self._finish(answers)
             else:
                 self._not_saved(error, batch)
@@ -118,20 +119,17 @@ class Turns:
 
         if changes.only_turns():
             # Whose turn it is need not be saved first: no phone rings before `RecallTaken` is.
+            self._store.commit(changes, partial(self._tell, changes))
             self._saved(settled)
-            self._store.commit(changes, self._turns_saved)
-            self._tell(changes)
             self._finish(answers)
         elif changes:
             self._store.commit(changes, saved)
         else:
             saved(None)
 
-    def _tell(self, changes: Changes) -> None:
-        for entry in changes.log:
+    def _tell(self, changes: Changes, error: Exception | None) -> None:
+        for entry in changes.log if error is None else ():
             self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
-
-    def _turns_saved(self, error: Exception | None) -> None:
         if error is not None:
             self._log(f"whose turn it is could not be saved: {error}")
 
