@@ -106,9 +106,7 @@ def select(requests: Sequence[Request], view: View) -> tuple[Request, Verdict] |
     return None
 
 
-def watched(
-    requests: Iterable[Request], view: View, eager: bool = False
-) -> Iterator[tuple[Device, bool]]:
+def watched(requests: Iterable[Request], view: View, eager: bool = False) -> Iterator[tuple[Device, bool]]:
     """The devices somebody waits for, each with True for a callee's, False for a caller's.
 
     A caller is looked at only when it matters: while he is passed over, and when his turn has come;

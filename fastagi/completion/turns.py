@@ -69,6 +69,8 @@ class Turns:
         """What the events of this turn want done, once it is saved."""
         self.stale = True
         """Something changed that `settle` has not seen."""
+        self._owed = Changes()
+        """What was told already and could not be saved yet."""
         self._inbox: list[_Event] = []
         self._busy = False
         self._failures = 0
@@ -104,6 +106,8 @@ class Turns:
                 self._refuse(answers, Refused("INTERNAL_ERROR", f"a fault of fastagi itself: {fault!r}"))
                 return
         changes = self._book.take_changes()
+        owed = self._owed
+        changes.follow(owed)
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
             changes.prune_before = now - self._history
@@ -111,7 +115,7 @@ class Turns:
         def saved(error: Exception | None) -> None:
             if error is None:
                 self._saved(settled)
-                self._tell(changes, None)
+                self._tell(changes, owed, None)
                 self._finish(answers)
             else:
                 self._not_saved(error, batch)
@@ -119,7 +123,7 @@ class Turns:
 
         if changes.only_turns():
             # Whose turn it is need not be saved first: no phone rings before `RecallTaken` is.
-            self._store.commit(changes, partial(self._tell, changes))
+            self._store.commit(changes, partial(self._tell, changes, owed))
             self._saved(settled)
             self._finish(answers)
         elif changes:
@@ -127,11 +131,18 @@ class Turns:
         else:
             saved(None)
 
-    def _tell(self, changes: Changes, error: Exception | None) -> None:
-        for entry in changes.log if error is None else ():
-            self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
+    def _tell(self, changes: Changes, owed: Changes, error: Exception | None) -> None:
+        """``owed``: what of it was owed before."""
         if error is not None:
-            self._log(f"whose turn it is could not be saved: {error}")
+            if self._owed is not owed:  # one more has failed meanwhile
+                changes.follow(self._owed)
+            self._owed = changes
+            self._log(f"whose turn it is will be saved with what comes next: {error}")
+            return
+        if self._owed is owed:
+            self._owed = Changes()
+        for entry in changes.log:
+            self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
 
     def _carry_out(self, batch: list[_Event], now: float) -> list[tuple[Done, object]]:
         broken: dict[int, Refused] = {}

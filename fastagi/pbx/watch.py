@@ -174,7 +174,8 @@ class Watcher:
 
     def look_at(self, device: str) -> None:
         """It may have changed: ask at once. (Whoever calls can forge an event, but no answer.)"""
-        if question := self._questions.get(device):
+        question = self._questions.get(device)
+        if isinstance(question, _DeviceQuestion):
             self._push(self._reactor.seconds(), question)
             self._look()
 

@@ -3,7 +3,8 @@
 SQLite in WAL mode with ``synchronous=FULL``: what `Store.commit` has reported as done survives ``kill -9``
 and a power cut. One thread writes, one transaction for each `Changes` it is given; nothing else in the
 process touches the file. (Whose turn it is need not survive a power cut: it follows again. So a call file,
-which is written at the same time, does not wait for the disk.) Readers in other processes (``fastagi list``) open it for themselves.
+which is written at the same time, does not wait for the disk.) Readers in other processes (``fastagi list``)
+open it for themselves.
 """
 
 import fcntl

@@ -19,9 +19,10 @@ def running_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A module's MODES says in which of the server's modes its tests run."""
+    """In which of the server's modes a test runs is said by its mark ``modes``, else by its module's MODES."""
     if "bench" in metafunc.fixturenames:
-        metafunc.parametrize("mode", getattr(metafunc.module, "MODES", ("poll",)))
+        only = metafunc.definition.get_closest_marker("modes")
+        metafunc.parametrize("mode", only.args if only else getattr(metafunc.module, "MODES", ("poll",)))
 
 
 @pytest.fixture

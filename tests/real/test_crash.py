@@ -34,6 +34,7 @@ def test_killed_while_waiting(bench: Bench) -> None:
     bench.ended("COMPLETED")
 
 
+@pytest.mark.modes("poll", "ami")
 @pytest.mark.parametrize("milliseconds", [0, 0.5, 1, 2, 4, 8])
 def test_killed_in_the_moment_of_recall(bench: Bench, milliseconds: float) -> None:
     """From the instant that its call file appears: his phone rings once at a time, and he gets through."""

@@ -87,7 +87,7 @@ def test_a_lamp_that_was_left_lit_is_dark_after_the_start(bench: Bench) -> None:
 
 
 def test_right_again_after_a_restart_of_asterisk(bench: Bench) -> None:
-    talk = bench.busy_and_asked()
+    bench.busy_and_asked()
     shows(bench, WAITING)
     bench.asterisk.kill()
     bench.asterisk.start()

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from tests.real.bench import QUICK, Bench
 
 MODES = "poll", "ami", "originate"
@@ -154,6 +156,7 @@ def test_dialstring_of_its_own_rings_instead_of_the_contacts(bench: Bench) -> No
     bench.ended("COMPLETED")
 
 
+@pytest.mark.modes("poll", "ami")
 def test_a_call_file_that_asterisk_runs_again_rings_nobody(bench: Bench) -> None:
     bench.busy_and_asked().hangup()
     recall = bench.recalled()
@@ -170,6 +173,7 @@ def test_a_call_file_that_asterisk_runs_again_rings_nobody(bench: Bench) -> None
     bench.quiet("1000", 0.5)
 
 
+@pytest.mark.modes("poll")
 def test_the_poll_session_is_there_only_while_somebody_waits(bench: Bench) -> None:
     def session() -> list[str]:
         return [c for c in bench.asterisk.channels() if "cc-poll" in c]
@@ -182,6 +186,7 @@ def test_the_poll_session_is_there_only_while_somebody_waits(bench: Bench) -> No
     bench.until(lambda: not list(bench.asterisk.spool.iterdir()), "the spool is empty")
 
 
+@pytest.mark.modes("poll")
 def test_a_dropped_poll_session_comes_back(bench: Bench) -> None:
     talk = bench.busy_and_asked()
     bench.until(lambda: "cc-poll" in str(bench.asterisk.channels()), "the poll session is open")

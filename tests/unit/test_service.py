@@ -1288,7 +1288,7 @@ def test_what_followed_but_was_not_saved_follows_with_the_next_event(world: Worl
     assert world.told() == ["not saved", "ring 1000 for 2000: r1"]
     world.store.error = None
     world.fails("1100", "2001")
-    assert world.told()[0] == "saved: offer 3"
+    assert world.told()[0] == "saved: offer 3, 2 QUEUED -> READY"
     world.taken("r1")
     assert world.told() == ["saved: 2 READY -> READY", "-> ring PJSIP/1000 for 20 s"]
 
