@@ -117,13 +117,17 @@ class Told:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.server, self.site = len(bench.server.log_lines()), len(self._site())
+        self.server, self.site = len(self._server()), len(self._site())
+
+    def _server(self) -> list[str]:
+        """Not the poll session's: at a start it looks at the lamps."""
+        return [line for line in self.bench.server.log_lines() if not line.endswith("poll session open")]
 
     def _site(self) -> list[str]:
         return [line for line in self.bench.site_lines("fastagi: refused") if "NOTICE[" in line]
 
     def lines(self) -> list[str]:
-        return self.bench.server.log_lines()[self.server :] + self._site()[self.site :]
+        return self._server()[self.server :] + self._site()[self.site :]
 
     def fault(self, sender: str) -> str:
         """What is wrong with how a refusal was told; empty: nothing."""
