@@ -1,5 +1,7 @@
 """Which calls are offered, and when a waiting caller's turn comes."""
 
+import pytest
+
 from tests.real.bench import QUICK, Bench
 
 MODES = "poll", "ami", "originate"
@@ -211,6 +213,7 @@ def test_guard_time(bench: Bench) -> None:
     assert recall.from_name == "Bob (callback)"
 
 
+@pytest.mark.modes("poll")
 def test_poll_interval_of_its_own(bench: Bench) -> None:
     bench.reconfigure('defaults: {poll_interval: 0.1}\nextensions: {"2000": {poll_interval: 3}}\n')
     talk = bench.busy_and_asked()
