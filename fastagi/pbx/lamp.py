@@ -79,8 +79,11 @@ class Lamps:
                 await line.set(f"DEVICE_STATE({PREFIX}{extension})", state)
             to_check.popleft()
         elif self._all_told and not self._compared:
-            self._to_check.extend(_extensions(await line.lamps()))
-            self._compared = True
+            to_check = self._to_check
+            known = _extensions(await line.lamps())
+            if to_check is self._to_check:  # else a newer line asks for them
+                to_check.extend(known)
+                self._compared = True
 
 
 def _extensions(devices: list[str]) -> list[Number]:
