@@ -108,7 +108,7 @@ def test_who_heard_that_it_failed_is_not_called_back(busy_callee: Bench) -> None
 def test_hung_server_and_a_feature_code(mute: Bench) -> None:
     began = time.monotonic()
     assert mute.asks("1000") == "FAIL/UNSPECIFIED"
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 10, "6 s for the server, and what he is told"
     assert mute.played() == ["beeperr", "im-sorry"]
 
 
