@@ -414,6 +414,13 @@ hideconnect=yes
         self.stop()
         self.start()
 
+    def stay(self) -> None:
+        """Start it unless it runs: a test that failed may have left it stopped, or about to."""
+        if self._stopping:
+            self.kill()
+        if not self.running():
+            self.start()
+
     def running(self) -> bool:
         """Whether its process lives."""
         return self._process is not None and self._process.poll() is None

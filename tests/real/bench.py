@@ -199,6 +199,7 @@ class Pbx(Words):
 
     def clear(self) -> None:
         self.close_phones()
+        self.asterisk.stay()
         self.until(lambda: not self.asterisk.channels(), "all channels are gone", 10)
 
     def close_phones(self, *, abruptly: bool = False) -> None:
