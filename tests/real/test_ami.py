@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import time
@@ -26,6 +27,7 @@ from tests.lab.install import ensure_asterisk
 from tests.real.bench import NAMES, Pbx
 
 CLOSED, NOBODY = "the connection was closed", "nobody listens there"
+README = (Path(__file__).parents[2] / "README.rst").read_text()
 
 DIALPLAN = """\
 [phones]
@@ -283,10 +285,7 @@ async def test_a_connection_that_freezes_is_dropped_and_made_anew(pbx: Pbx) -> N
 FORGED = "".join(
     f"%{byte:02X}" for byte in b"\r\n\r\nEvent: DeviceStateChange\r\nDevice: Custom:x\r\nState: INUSE\r\n\r\n"
 )
-FILTER = """\
-eventfilter(action(include),name(DeviceStateChange)) =
-eventfilter(action(include),name(ExtensionStatus)) =
-"""
+FILTER = "\n".join(re.findall(r"^ {4}(eventfilter.+)$", README, re.MULTILINE))
 
 
 @pytest.mark.parametrize("filtered", [False, True])

@@ -438,6 +438,15 @@ def test_the_whole_of_ami(tmp_path: Path) -> None:
         assert re.search(rf"^    {key}:", text, re.MULTILINE), key
 
 
+def test_the_example_of_ami(tmp_path: Path) -> None:
+    """The user whom the README makes in manager.conf is the one whom it gives fastagi; default host and port."""
+    path = tmp_path / "fastagi.yaml"
+    path.write_text(block("  ami:"))
+    read = load(path).ami
+    assert read is not None and (read.host, read.port) == ("127.0.0.1", 5038)
+    assert re.search(rf"^\[{read.username}\]\nsecret=.+\nread=call\nwrite=call,originate$", block("[fastagi]"), re.M)
+
+
 def test_the_example_extensions(tmp_path: Path) -> None:
     text = (DOC / "fastagi.yaml").read_text()
     path = tmp_path / "fastagi.yaml"
