@@ -2,11 +2,7 @@
 
 Theory of operation
 -------------------
-Each end is one frozen value, its machine one table: state and event -> rule. `step` takes a value and an
-event and gives the new value and the effects to run *once it is saved*. All fields are plain, so a value
-survives its process; what was under way and got lost with it is begun again by the first `Due`. Events of a
-peer never raise: what does not fit is answered with its status. An event of our own without a row is refused
-with both names, and nothing has changed.
+What holds for both as for all machines is said in `machine`.
 
 **The notifier** (4.2) is ACTIVE from its 200 to the SUBSCRIBE until one of the two ends it, or its time does;
 then it is ENDING until its last NOTIFY is answered, and ENDED. Its rules:
@@ -31,12 +27,13 @@ once it has had enough, until the peer's last NOTIFY; and ENDED. It is lenient:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
 from fastagi.errors import Refused
 from fastagi.sip.dialog import Answer, Ask, Dialog, Rejected, answer_to
+from fastagi.sip.machine import Answered, Content, Due, Row, Unanswered, known_fields, obey
 from fastagi.sip.message import MAX_SECONDS, Header, Request, Response, SubscriptionState
 from fastagi.sip.timers import TIMERS, refresh_at
 from fastagi.sip.uri import Malformed
@@ -44,33 +41,6 @@ from fastagi.sip.uri import Malformed
 DEFAULT_EXPIRES: Final = 3600
 GRACE: Final = TIMERS.life
 """Seconds a subscriber waits beyond the end of the time granted: clocks differ, and a last NOTIFY is on its way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a NOTIFY tells. ``body`` is text, so that it can be saved; never empty: there are peers that answer 400."""
-
-    body: str
-    type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """`next_due` has passed; comes early without harm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A request of ours got this answer."""
-
-    response: Response
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """A request of ours got none, or could not be sent; ``seq`` is its CSeq."""
-
-    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +162,7 @@ class Notifier:
         """As it was saved; a NOTIFY whose answer the old process did not live to see is sent anew."""
         n = cls(
             **{
-                **_known(cls, saved),
+                **known_fields(cls, saved),
                 "dialog": Dialog.from_dict(saved["dialog"]),
                 "state": NotifierState(saved["state"]),
                 "content": Content(**saved["content"]),
@@ -200,12 +170,6 @@ class Notifier:
             }
         )
         return replace(n, told=False, in_flight=0) if n.in_flight else n
-
-
-def _known(cls: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    """Without what a newer version may have added."""
-    names = {f.name for f in fields(cls)}
-    return {k: v for k, v in saved.items() if k in names}
 
 
 NotifierStep = tuple[Notifier, tuple[NotifierEffect, ...]]
@@ -377,17 +341,9 @@ def _nothing(n: Notifier, e: NotifierEvent, now: float, terms: Terms) -> Notifie
     return n, ()
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A rule, and the states it may lead to (checked at every step)."""
-
-    rule: Callable[..., Any]
-    to: tuple[StrEnum, ...]
-
-
 _A, _G, _X = NotifierState
 
-NOTIFIER: dict[tuple[NotifierState, type], Row] = {
+NOTIFIER: dict[tuple[NotifierState, type], Row[Notifier, NotifierEffect]] = {
     (_A, Subscribe): Row(_subscribed, (_A, _G)),
     (_A, Tell): Row(_tell, (_A,)),
     (_A, Terminate): Row(_terminate, (_G,)),
@@ -407,17 +363,7 @@ NOTIFIER: dict[tuple[NotifierState, type], Row] = {
 
 def step_notifier(n: Notifier, event: NotifierEvent, now: float, terms: Terms = TERMS) -> NotifierStep:
     """The notifier after ``event`` at ``now``; raises `Refused`, and nothing has changed."""
-    row = _row("notifier", NOTIFIER, n.state, event)
-    new, effects = row.rule(n, event, now, terms)
-    assert new.state in row.to, (n.state, event, new.state)
-    return new, effects
-
-
-def _row(who: str, table: dict[Any, Row], state: StrEnum, event: object) -> Row:
-    row = table.get((state, type(event)))
-    if row is None:
-        raise Refused("NOT_NOW", f"the {who} is {state}: {type(event).__name__} does not fit that state")
-    return row
+    return obey(NOTIFIER, "notifier", n, event, now, terms)
 
 
 def _same_event(ours: str, request: Request) -> bool:
@@ -562,7 +508,7 @@ class Subscriber:
         dialog = None if saved["dialog"] is None else Dialog.from_dict(saved["dialog"])
         s = cls(
             **{
-                **_known(cls, saved),
+                **known_fields(cls, saved),
                 "dialog": dialog,
                 "state": SubscriberState(saved["state"]),
                 "headers": tuple((name, value) for name, value in saved["headers"]),
@@ -849,7 +795,7 @@ def _idle(s: Subscriber, e: SubscriberEvent, now: float) -> SubscriberStep:
 
 _S, _AC, _L, _E = SubscriberState
 
-SUBSCRIBER: dict[tuple[SubscriberState, type], Row] = {
+SUBSCRIBER: dict[tuple[SubscriberState, type], Row[Subscriber, SubscriberEffect]] = {
     (_S, Notify): Row(_notified, (_S, _AC, _E)),
     (_S, Answered): Row(_answered_subscribing, (_S, _E)),
     (_S, Unanswered): Row(_unanswered_subscribing, (_S, _E)),
@@ -873,7 +819,4 @@ SUBSCRIBER: dict[tuple[SubscriberState, type], Row] = {
 
 def step_subscriber(s: Subscriber, event: SubscriberEvent, now: float) -> SubscriberStep:
     """The subscriber after ``event`` at ``now``; raises `Refused`, and nothing has changed."""
-    row = _row("subscriber", SUBSCRIBER, s.state, event)
-    new, effects = row.rule(s, event, now)
-    assert new.state in row.to, (s.state, event, new.state)
-    return new, effects
+    return obey(SUBSCRIBER, "subscriber", s, event, now)

@@ -10,14 +10,12 @@ import pytest
 
 from fastagi.errors import Refused
 from fastagi.sip.dialog import Answer, Ask
+from fastagi.sip.machine import Answered, Content, Due, Unanswered
 from fastagi.sip.message import Request, Response
 from fastagi.sip.publication import (
     COMPOSITOR,
     PUBLISHER,
-    Answered,
-    Content,
     Done,
-    Due,
     Failed,
     Kind,
     Limits,
@@ -28,7 +26,6 @@ from fastagi.sip.publication import (
     PublisherEvent,
     PublisherState,
     Stored,
-    Unanswered,
     Withdraw,
     expire,
     publish,

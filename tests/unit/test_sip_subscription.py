@@ -10,13 +10,11 @@ import pytest
 
 from fastagi.errors import Refused
 from fastagi.sip.dialog import Answer, Ask, Rejected
+from fastagi.sip.machine import Answered, Content, Due, Unanswered
 from fastagi.sip.message import Message, Request, Response, parse
 from fastagi.sip.subscription import (
     NOTIFIER,
     SUBSCRIBER,
-    Answered,
-    Content,
-    Due,
     Ended,
     Leave,
     Notified,
@@ -31,7 +29,6 @@ from fastagi.sip.subscription import (
     Tell,
     Terminate,
     Terms,
-    Unanswered,
     accept,
     at_most,
     step_notifier,

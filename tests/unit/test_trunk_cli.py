@@ -20,11 +20,12 @@ from fastagi.completion.model import Number, State
 from fastagi.completion.ports import Changes, Kept
 from fastagi.sip import publication, subscription
 from fastagi.sip.callcompletion.values import Agent, Fork, Habits, Heard, Monitor
+from fastagi.sip.machine import Content
 from fastagi.sip.message import Header, Request, Response, parse
 from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, pidf, state_body
 from fastagi.sip.probe import HOUR, PATIENCE, Probe, Report, Verdict, report, verdict
 from fastagi.sip.publication import Publication, Publisher
-from fastagi.sip.subscription import Content, Notifier, Subscriber
+from fastagi.sip.subscription import Notifier, Subscriber
 from fastagi.sip.trunk import Address, Trunk
 from fastagi.store.requests import Store
 from tests.unit.test_cli import NOW, Serving, Site
@@ -86,7 +87,7 @@ def ours(**values: Any) -> Subscriber:
 
 def published(open: bool) -> Publisher:
     publisher = Publisher("sip:x@h", "<sip:a@h>;tag=t", "<sip:b@h>", "p1", (("Event", "presence"),), NOW + 60)
-    content = publication.Content(pidf("sip:1000@192.0.2.1", open), PIDF_TYPE)
+    content = Content(pidf("sip:1000@192.0.2.1", open), PIDF_TYPE)
     return publication.step_publisher(publisher, publication.Publish(content), NOW)[0]
 
 

@@ -21,13 +21,11 @@ from fastagi.sip.callcompletion.parts import Parts, same_uri, user_of
 from fastagi.sip.callcompletion.values import OUR_USER, Agent, Heard
 from fastagi.sip.calls import plain_user
 from fastagi.sip.dialog import Answer, Ask
+from fastagi.sip.machine import Answered, Content, Due, Unanswered
 from fastagi.sip.message import Request, Response
 from fastagi.sip.package import PIDF_TYPE, STATE_TYPE, parse_pidf, state_body
 from fastagi.sip.publication import Limits, publish
 from fastagi.sip.subscription import (
-    Answered,
-    Content,
-    Due,
     Ended,
     NotifierEffect,
     NotifierEvent,
@@ -36,7 +34,6 @@ from fastagi.sip.subscription import (
     Tell,
     Terminate,
     Terms,
-    Unanswered,
     accept,
     step_notifier,
 )
