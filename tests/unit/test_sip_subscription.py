@@ -12,29 +12,31 @@ from fastagi.errors import Refused
 from fastagi.sip.dialog import Answer, Ask, Rejected
 from fastagi.sip.machine import Answered, Content, Due, Unanswered
 from fastagi.sip.message import Message, Request, Response, parse
-from fastagi.sip.subscription import (
+from fastagi.sip.notifier import (
     NOTIFIER,
-    SUBSCRIBER,
-    Ended,
-    Leave,
-    Notified,
     Notifier,
     NotifierEvent,
     NotifierState,
-    Notify,
     Subscribe,
-    Subscriber,
-    SubscriberEvent,
-    SubscriberState,
     Tell,
     Terminate,
     Terms,
     accept,
     at_most,
     step_notifier,
+)
+from fastagi.sip.subscriber import (
+    SUBSCRIBER,
+    Leave,
+    Notified,
+    Notify,
+    Subscriber,
+    SubscriberEvent,
+    SubscriberState,
     step_subscriber,
     subscribe,
 )
+from fastagi.sip.subscription import Ended
 from fastagi.sip.transaction import (
     Answered as TransactionAnswered,
 )

@@ -23,10 +23,7 @@ from fastagi.sip.calls import plain_user
 from fastagi.sip.dialog import Answer, Ask
 from fastagi.sip.machine import Answered, Content, Due, Unanswered
 from fastagi.sip.message import Request, Response
-from fastagi.sip.package import PIDF_TYPE, STATE_TYPE, parse_pidf, state_body
-from fastagi.sip.publication import Limits, publish
-from fastagi.sip.subscription import (
-    Ended,
+from fastagi.sip.notifier import (
     NotifierEffect,
     NotifierEvent,
     NotifierState,
@@ -37,6 +34,9 @@ from fastagi.sip.subscription import (
     accept,
     step_notifier,
 )
+from fastagi.sip.package import PIDF_TYPE, STATE_TYPE, parse_pidf, state_body
+from fastagi.sip.publication import Limits, publish
+from fastagi.sip.subscription import Ended
 from fastagi.sip.trunk import Trunk
 
 OFFER_GRACE: Final = 15.0

@@ -34,9 +34,8 @@ from fastagi.sip.publication import (
     Withdraw,
     step_publisher,
 )
-from fastagi.sip.subscription import (
+from fastagi.sip.subscriber import (
     Accepted,
-    Ended,
     Leave,
     Notified,
     Notify,
@@ -47,6 +46,7 @@ from fastagi.sip.subscription import (
     step_subscriber,
     subscribe,
 )
+from fastagi.sip.subscription import Ended
 from fastagi.sip.uri import Uri
 
 M_SERVICE: Final = {m: service for service, m in SERVICE_M.items()}

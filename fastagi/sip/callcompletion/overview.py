@@ -13,8 +13,9 @@ from enum import StrEnum
 from fastagi.completion.model import TURN, Request
 from fastagi.sip.callcompletion.values import Agent, Habits, Monitor
 from fastagi.sip.machine import Content
+from fastagi.sip.notifier import NotifierState
 from fastagi.sip.package import EVENT, parse_pidf, parse_state
-from fastagi.sip.subscription import NotifierState, Subscriber, SubscriberState
+from fastagi.sip.subscriber import Subscriber, SubscriberState
 
 
 class Direction(StrEnum):
