@@ -62,10 +62,7 @@ class Publication:
     body: str
     type: str
     expires_at: float
-
-    def next_due(self) -> float:
-        """The instant at which it is over: drop it, and tell whoever it concerns."""
-        return self.expires_at
+    """The instant at which it is over: drop it then, and tell whoever it concerns."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

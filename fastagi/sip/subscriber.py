@@ -11,6 +11,8 @@ is lenient:
 - A peer that owes us its last NOTIFY is waited for 64*T1, and its 2xx to our leaving may grant what it likes.
 - A refresh that gained nothing is the last one: then the service itself is about to end.
 - An ``expires`` that is missing means what was known before.
+
+Where others fork its SUBSCRIBE, the first dialog counts: a NOTIFY of another is answered 481, which ends that.
 """
 
 from __future__ import annotations
@@ -71,8 +73,6 @@ SubscriberEvent = Notify | Leave | Answered | Unanswered | Due
 class Accepted:
     """The peer said 2xx to the first SUBSCRIBE; not told if its NOTIFY was first."""
 
-    expires_at: float
-
 
 @dataclass(frozen=True, slots=True)
 class Notified:
@@ -87,7 +87,7 @@ SubscriberEffect = Answer | Ask | Ended | Accepted | Notified
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
-    """One subscription of ours with a peer; of a SUBSCRIBE that forked, one per dialog (see `fork`)."""
+    """One subscription of ours with a peer."""
 
     uri: str
     from_: str
@@ -123,11 +123,6 @@ class Subscriber:
     def local_tag(self) -> str:
         """With `call_id`, what a NOTIFY for us is known by."""
         return self._request().from_.tag
-
-    def fork(self) -> Subscriber:
-        """Another with the same SUBSCRIBE, for a NOTIFY of a tag nobody knows (4.1.2.4, 4.1.4)."""
-        state = SubscriberState.SUBSCRIBING
-        return replace(self, state=state, dialog=None, pending=False, refresh_at=None, had_until=None)
 
     def next_due(self) -> float | None:
         """The nearest instant at which `step` wants Due."""
@@ -335,7 +330,7 @@ def _answered_subscribing(s: Subscriber, e: Answered, now: float) -> SubscriberS
         # Timer N runs from the SUBSCRIBE (4.1.2.4); a 2xx that took long still deserves its NOTIFY.
         new = replace(s, pending=False, dialog=dialog, waits_until=now + TIMERS.life)
         new = replace(_granted(new, now + _seconds_granted(s, response), now), refresh_at=None)
-        return new, (Accepted(new.expires_at),)
+        return new, (Accepted(),)
     least = delta_seconds(response.get("min-expires", ""))
     if response.status == 423 and least is not None and least > s.asked and not s.tried_again:
         new = replace(s, seq=s.seq + 1, asked=least, asked_at=now, tried_again=True)

@@ -156,7 +156,7 @@ def test_what_is_granted(expires: int | None, limits: Limits, granted: int) -> N
     result = publish(None, a_publish("open", expires=expires), "e1", NOW, "ours", limits)
     assert result.answer.response.expires == granted
     assert result.publication is not None
-    assert result.publication.next_due() == NOW + granted
+    assert result.publication.expires_at == NOW + granted
 
 
 @pytest.mark.parametrize(
