@@ -46,13 +46,9 @@ def at_once(sent: tuple[float, ...], content: Content) -> float:
     return 0.0
 
 
-def at_most(count: int, seconds: float) -> Pace:
-    """The Pace of so many NOTIFYs in any interval of so many seconds; ``count`` is at most `REMEMBERED`."""
-
-    def pace(sent: tuple[float, ...], content: Content) -> float:
-        return sent[-count] + seconds if len(sent) >= count else 0.0
-
-    return pace
+def at_most(count: int, seconds: float, sent: tuple[float, ...]) -> float:
+    """When one more may go out, of at most so many in any so many seconds; ``count`` is at most `REMEMBERED`."""
+    return sent[-count] + seconds if len(sent) >= count else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,7 +277,7 @@ def test_ended_by_us_with_a_reason_and_a_body(end: Terminate, state: str) -> Non
 
 
 def test_the_end_waits_for_nothing() -> None:
-    m = Monitor(terms=Terms(pace=at_most(1, 1000.0)), answer=False)
+    m = Monitor(terms=Terms(pace=lambda sent, _: at_most(1, 1000.0, sent)), answer=False)
     m.do(Tell(READY), 1)
     assert m.do(Terminate("noresource", content=READY), 2)[0] == "NOTIFY 2 terminated;reason=noresource ready"
     assert m.do(Answered(m.answer_to(1, 200)), 3) == []
@@ -339,7 +339,7 @@ def test_a_retry_after_that_makes_no_sense_is_none(value: str) -> None:
 
 
 def test_the_pace_holds_back_and_the_latest_goes_out_then() -> None:
-    m = Monitor(terms=Terms(pace=at_most(3, 10.0)))
+    m = Monitor(terms=Terms(pace=lambda sent, _: at_most(3, 10.0, sent)))
     for at, content, made in [(1, READY, 2), (2, QUEUED, 3)]:
         assert len(m.do(Tell(content), at)) == 1
         assert m.n.in_flight == made
@@ -354,7 +354,7 @@ def test_the_pace_holds_back_and_the_latest_goes_out_then() -> None:
 def test_a_pace_may_look_at_what_is_to_be_told() -> None:
     # RFC 6910, 9.11: "ready" never as the third in ten seconds, "queued" promptly.
     def pace(sent: tuple[float, ...], content: Content) -> float:
-        return at_most(2 if content == READY else 3, 10.0)(sent, content)
+        return at_most(2 if content == READY else 3, 10.0, sent)
 
     m = Monitor(terms=Terms(pace=pace))
     m.do(Tell(READY), 1)

@@ -32,6 +32,7 @@ from fastagi.sip.notifier import (
     Terminate,
     Terms,
     accept,
+    at_most,
     step_notifier,
 )
 from fastagi.sip.package import PIDF_TYPE, STATE_TYPE, parse_pidf, state_body
@@ -58,11 +59,11 @@ RETRY_AFTER: Final = ("Retry-After", "60")
 
 def pace(sent: tuple[float, ...], content: Content) -> float:
     """At most 3 NOTIFYs in 10 s, and ``ready`` never the third: it could not be taken back (RFC 6910, 9.11)."""
-    return _paced(sent, 2 if content.body.startswith("cc-state: ready") else 3)
+    return _ready_pace(sent) if content.body.startswith("cc-state: ready") else at_most(3, 10, sent)
 
 
-def _paced(sent: tuple[float, ...], most: int) -> float:
-    return sent[-most] + 10 if len(sent) >= most else 0.0
+def _ready_pace(sent: tuple[float, ...]) -> float:
+    return at_most(2, 10, sent)
 
 
 TERMS: Final = Terms(pace=pace)
@@ -295,7 +296,7 @@ class Agents:
     def _ready_at(self, agent: Agent) -> float:
         """When ``ready`` may be told, if it is his turn."""
         n = agent.notifier
-        return max(n.not_before, _paced(n.sent_at, 2), agent.open_since + OPEN_GRACE)
+        return max(n.not_before, _ready_pace(n.sent_at), agent.open_since + OPEN_GRACE)
 
     def _content(self, trunk: str, call_user: str, ready: bool) -> Content:
         known = self._parts.trunks[trunk]
