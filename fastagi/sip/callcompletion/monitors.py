@@ -164,11 +164,10 @@ class Monitors:
 
     def answered_there(self, request: int, now: float) -> bool:
         """Whether a 2xx to the CC call of this request has passed."""
-        monitor, call_id = (
-            self._parts.kept("monitor", request, Monitor),
-            self._parts.cc_calls.get(request, ""),
-        )
-        call = self._parts.calls[monitor.trunk].get(call_id, now) if monitor is not None else None
+        monitor = self._parts.kept("monitor", request, Monitor)
+        if monitor is None:
+            return False
+        call = self._parts.calls[monitor.trunk].get(self._parts.cc_calls.get(request, ""), now)
         return call is not None and call.answered
 
     def target_of_call(self, trunk: str, request: Request) -> str | None:
@@ -222,8 +221,7 @@ class Monitors:
         """
         heard, trunk = monitor.heard, self._parts.trunks[monitor.trunk]
         peer = trunk.peer[0]
-        from_uri = heard.from_uri if trunk.subscribe_from == "caller" else trunk.subscribe_from
-        from_ = f"<{from_uri}>;tag={self._parts.new_token()}"
+        from_ = self._from(monitor)
         headers = (
             ("Event", EVENT),
             ("Accept", STATE_TYPE),
@@ -323,6 +321,12 @@ class Monitors:
         if current.over and (p is None or p.state is not PublisherState.SENDING):
             self._parts.keep("monitor", monitor.request, None)
 
+    def _from(self, monitor: Monitor) -> str:
+        """Who waits, as the other PBX is to know him, with a tag of its own."""
+        known_as = self._parts.trunks[monitor.trunk].subscribe_from
+        uri = monitor.heard.from_uri if known_as == "caller" else known_as
+        return f"<{uri}>;tag={self._parts.new_token()}"
+
     # Inside: suspend and resume
 
     def _publish(self, monitor: Monitor, cc: CcRequest, now: float) -> None:
@@ -352,10 +356,9 @@ class Monitors:
         habits = self._parts.kept("habits", trunk.name, Habits) or Habits()
         peer = trunk.peer[0]
         fork = next(f for f in monitor.forks if f.serves)
-        from_uri = monitor.heard.from_uri if trunk.subscribe_from == "caller" else trunk.subscribe_from
         return Publisher(
             uri=str(Uri.parse(fork.cc_uri or fork.uri).usable(peer.host, peer.port)),
-            from_=f"<{from_uri}>;tag={self._parts.new_token()}",
+            from_=self._from(monitor),
             to=f"<{monitor.heard.to_uri}>",
             call_id=f"{self._parts.new_token()}@{trunk.towards_peer.host}",
             headers=(("Event", habits.publish_event),),

@@ -34,7 +34,7 @@ class Names:
     secret: str
 
     def monitor(self, trunk: str, call_id: str) -> str:
-        """Of the monitor URI of one call, by its Call-ID alone: the same in every response to it."""
+        """Of the monitor URI of one call, by its trunk and Call-ID alone: the same in every response to it."""
         return f"ccm-{self._hash('monitor', trunk, call_id)}"
 
     def call(self, request: int) -> str:
