@@ -64,7 +64,6 @@ class Call:
     from_user: str
     from_tag: str
     cseq: int  # of the latest INVITE
-    began: float
     seen: float  # the latest message
     status: int = 0  # the latest; 0: not answered at all yet
     monitors: tuple[tuple[str, str], ...] = ()  # (URI verbatim, m) where call completion is offered
@@ -175,7 +174,6 @@ class Calls:
             from_user=_user(sender.uri),
             from_tag=sender.tag,
             cseq=request.cseq[0],
-            began=now,
             seen=now,
         )
         self._weigh(call)

@@ -10,10 +10,11 @@ Contact in, because these say where we are *now*, and sends them to the peer he 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fastagi.errors import FastagiError
+from fastagi.sip.machine import known_fields
 from fastagi.sip.message import Header, Message, NameAddr, Request, Response
 from fastagi.sip.uri import Malformed, Uri
 
@@ -186,13 +187,7 @@ class Dialog:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Dialog:
-        return cls(**{**_only(cls, saved), "route": tuple(saved["route"])})
-
-
-def _only(cls: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    """Without what a newer version may have added."""
-    names = {f.name for f in fields(cls)}
-    return {k: v for k, v in saved.items() if k in names}
+        return cls(**{**known_fields(cls, saved), "route": tuple(saved["route"])})
 
 
 def _target(message: Message) -> str | None:

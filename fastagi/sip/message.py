@@ -332,11 +332,6 @@ class Via(_Parametric):
         return self.param("received")
 
     @property
-    def wants_rport(self) -> bool:
-        """Whether ``rport`` stands there, filled or not (RFC 3581, 4)."""
-        return self.param("rport") is not None
-
-    @property
     def rport(self) -> int | None:
         """The port filled in; None: not asked for, not yet filled in, or nonsense."""
         text = self.param("rport") or ""
@@ -703,17 +698,6 @@ class Message:
         if not _TOKEN.fullmatch(state):
             raise Malformed("The Subscription-State header names no state.")
         return SubscriptionState(state, tail)
-
-    @property
-    def call_info(self) -> tuple[CallInfo, ...]:
-        """All that can be understood."""
-        found = []
-        for text in self.all("call-info"):
-            try:
-                found.append(CallInfo.parse(text))
-            except Malformed:
-                continue
-        return tuple(found)
 
     # Changing
 

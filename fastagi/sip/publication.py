@@ -15,30 +15,23 @@ under way, and there is never a second: section 4), or PUBLISHED. What is wanted
 when that is answered, the latest only. 412: the other side has forgotten, so all is said anew without a tag.
 423: once more, with the time it wants. Any other error is told, and whether to try again is not decided here.
 
-As everywhere: `step` takes a value and an event and gives the new value and the effects to run once it is
-saved; a value survives its process; an event of ours without a row is refused with both names.
+What holds for both as for all machines is said in `machine`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from fastagi.errors import Refused
 from fastagi.sip.dialog import Answer, Ask, Rejected, answer_to
+from fastagi.sip.machine import Answered, Content, Due, Row, Unanswered, known_fields, obey
 from fastagi.sip.message import MAX_SECONDS, Header, Request, Response
 from fastagi.sip.timers import TIMERS, refresh_at
 from fastagi.sip.uri import Malformed
 
 DEFAULT_EXPIRES: Final = 3600
-
-
-def _known(cls: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    """Without what a newer version may have added."""
-    names = {f.name for f in fields(cls)}
-    return {k: v for k, v in saved.items() if k in names}
 
 
 # ----------------------------------------------------------------------------------------- the compositor
@@ -69,17 +62,14 @@ class Publication:
     body: str
     type: str
     expires_at: float
-
-    def next_due(self) -> float:
-        """The instant at which it is over: drop it, and tell whoever it concerns."""
-        return self.expires_at
+    """The instant at which it is over: drop it then, and tell whoever it concerns."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Publication:
-        return cls(**_known(cls, saved))
+        return cls(**known_fields(cls, saved))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +212,6 @@ class PublisherState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
-    """What is to be known there; never empty."""
-
-    body: str
-    type: str
-
-
-@dataclass(frozen=True, slots=True)
 class Publish:
     """This is to be known there now."""
 
@@ -239,25 +221,6 @@ class Publish:
 @dataclass(frozen=True, slots=True)
 class Withdraw:
     """Nothing is to be known there any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """Our PUBLISH got this answer."""
-
-    response: Response
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """It got none, or could not be sent; ``seq`` is its CSeq."""
-
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """`Publisher.next_due` has passed; comes early without harm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +287,7 @@ class Publisher:
         """As it was saved; a PUBLISH the old process did not live to see answered is sent anew."""
         p = cls(
             **{
-                **_known(cls, saved),
+                **known_fields(cls, saved),
                 "state": PublisherState(saved["state"]),
                 "headers": tuple((name, value) for name, value in saved["headers"]),
                 "content": None if saved["content"] is None else Content(**saved["content"]),
@@ -454,17 +417,9 @@ def _nothing(p: Publisher, e: PublisherEvent, now: float) -> PublisherStep:
     return p, ()
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A rule, and the states it may lead to (checked at every step)."""
-
-    rule: Callable[..., PublisherStep]
-    to: tuple[PublisherState, ...]
-
-
 _I, _S, _P = PublisherState
 
-PUBLISHER: dict[tuple[PublisherState, type], Row] = {
+PUBLISHER: dict[tuple[PublisherState, type], Row[Publisher, PublisherEffect]] = {
     (_I, Publish): Row(_publish, (_S,)),
     (_I, Withdraw): Row(_withdraw, (_I,)),
     (_I, Answered): Row(_nothing, (_I,)),
@@ -485,11 +440,4 @@ PUBLISHER: dict[tuple[PublisherState, type], Row] = {
 
 def step_publisher(p: Publisher, event: PublisherEvent, now: float) -> PublisherStep:
     """The publisher after ``event`` at ``now``; raises `Refused`, and nothing has changed."""
-    row = PUBLISHER.get((p.state, type(event)))
-    if row is None:
-        raise Refused(
-            "NOT_NOW", f"the publisher is {p.state}: {type(event).__name__} does not fit that state"
-        )
-    new, effects = row.rule(p, event, now)
-    assert new.state in row.to, (p.state, event, new.state)
-    return new, effects
+    return obey(PUBLISHER, "publisher", p, event, now)

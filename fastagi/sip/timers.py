@@ -12,7 +12,6 @@ end of life        F, J: 64*T1; K: T4                       F: 64*T1; J, K: 0
 Subscriptions borrow 64*T1: so long a NOTIFY is waited for (Timer N, RFC 6665, 4.1.2.4).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 T1 = 0.5
@@ -50,16 +49,6 @@ class Timers:
 
 
 TIMERS = Timers()
-
-
-def retransmissions(timers: Timers = TIMERS) -> Iterator[float]:
-    """When a request nobody answers is sent again: seconds after it was first sent, up to the end of its life."""
-    interval = timers.t1
-    at = interval
-    while at < timers.life:
-        yield at
-        interval = timers.after(interval)
-        at += interval
 
 
 def refresh_at(now: float, granted: float, timers: Timers = TIMERS) -> float:

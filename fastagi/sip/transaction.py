@@ -14,8 +14,7 @@ Both have just two timers, kept as instants: ``retransmit_at`` (client, unreliab
 A server nobody answers for ends too, when its client must have given up: the RFC leaves it waiting forever,
 and an answer after that would only reach somebody who no longer listens (RFC 4320, 4.2).
 
-Rules are in two tables of one shape, `CLIENT` and `SERVER`: state and event -> rule. An event without a row
-is refused with both names, and nothing has changed. What a rule wants done comes back as effects.
+Rules are in two tables of one shape, `CLIENT` and `SERVER`; see `machine`.
 
 `Transactions` finds the transaction a message belongs to (17.1.3, 17.2.3). It knows RFC 3261's branches only:
 a request whose branch lacks the magic cookie is answered 400, because the older matching by header fields
@@ -26,11 +25,12 @@ only handed back.
 
 import hashlib
 import heapq
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from fastagi.errors import Refused
+from fastagi.sip.machine import Row, obey
 from fastagi.sip.message import Message, Request, Response, Via
 from fastagi.sip.timers import TIMERS, Timers
 
@@ -258,17 +258,9 @@ def _server_again(t: Transaction, e: Repeated, now: float, timers: Timers) -> St
     return t, (Send(t.data, t.peer),)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A rule, and the states it may lead to (checked at every step)."""
-
-    rule: Callable[..., Step]
-    to: tuple[State, ...]
-
-
 _T, _P, _C, _X = State
 
-CLIENT: dict[tuple[State, type], Row] = {
+CLIENT: dict[tuple[State, type], Row[Transaction, Effect]] = {
     (_T, Provisional): Row(_client_provisional, (_P,)),
     (_T, Final): Row(_client_final, (_C, _X)),
     (_T, RetransmitDue): Row(_client_again, (_T,)),
@@ -285,7 +277,7 @@ CLIENT: dict[tuple[State, type], Row] = {
     (_C, TransportFailed): Row(_over, (_X,)),
 }
 
-SERVER: dict[tuple[State, type], Row] = {
+SERVER: dict[tuple[State, type], Row[Transaction, Effect]] = {
     (_T, Repeated): Row(_absorbed, (_T,)),
     (_T, Provisional): Row(_server_provisional, (_P,)),
     (_T, Final): Row(_server_final, (_C, _X)),
@@ -330,15 +322,7 @@ def start_server(
 def step(t: Transaction, event: Event, now: float, timers: Timers = TIMERS) -> Step:
     """The transaction after ``event`` at ``now``; raises `Refused`, and nothing has changed."""
     role, table = ("server", SERVER) if t.key.sent_by else ("client", CLIENT)
-    row = table.get((t.state, type(event)))
-    if row is None:
-        raise Refused(
-            "NOT_NOW",
-            f"the {role} transaction of a {t.key.method} is {t.state}: {type(event).__name__} does not fit",
-        )
-    new, effects = row.rule(t, event, now, timers)
-    assert new.state in row.to, (t.state, event, new.state)
-    return new, effects
+    return obey(table, f"{role} transaction of a {t.key.method}", t, event, now, timers)
 
 
 def _event(response: Response) -> Event:

@@ -21,7 +21,18 @@ from fastagi.sip.message import Request as SipRequest
 from fastagi.sip.message import parse as sip_parse
 from fastagi.sip.trunk import Side
 from tests.unit.rules import GONE, IDLE, IN_USE, FakeStore, phone
-from tests.unit.trunks import Died, Pair, Peer, Site, TrunkCall, alone, in_words, monitor_of, trunk
+from tests.unit.trunks import (
+    Died,
+    Pair,
+    Peer,
+    Site,
+    TrunkCall,
+    alone,
+    call_infos,
+    in_words,
+    monitor_of,
+    trunk,
+)
 
 CCBS, CCNR, CCNL = Service
 
@@ -140,7 +151,7 @@ def test_busy_queued_ready_called_talked(pair: Pair, out: str) -> None:
     pair.set(there, "2000", IN_USE)
     call = pair.call("1000", "2000", here)
     seen = call.fails()
-    assert seen.call_info[0].m == "BS"
+    assert call_infos(seen)[0].m == "BS"
     assert here.told() == there.told() == ["saved: offer 1", "-> offer 1 CCBS"]
     answers = here.asked("1000")
     assert answers == [], "he is told when the other PBX has accepted"
@@ -208,7 +219,7 @@ def test_who_is_told_what_on_the_wire(pair: Pair) -> None:
 def test_no_answer_is_asked_for_as_such(pair: Pair) -> None:
     pair.set(pair.b, "2000", IDLE)
     seen = pair.call("1000", "2000").fails(480, "NOANSWER", 19, rings=True)
-    assert seen.call_info[0].m == "NR"
+    assert call_infos(seen)[0].m == "NR"
     pair.a.asked("1000")
     pair.flow()
     assert pair.table.last("SUBSCRIBE").uri.endswith(";m=NR")
@@ -231,7 +242,7 @@ def test_the_caller_gave_up_while_it_rang(pair: Pair) -> None:
     call.sends("CANCEL")
     ended = call.answers(487)
     assert {monitor_of(ringing)} == {monitor_of(ended)} != {""}
-    assert (ringing.call_info[0].m, ended.call_info[0].m) == ("NR", "NR")
+    assert (call_infos(ringing)[0].m, call_infos(ended)[0].m) == ("NR", "NR")
     call.record_here("CANCEL", 0)
     pair.a.asked("1000")
     assert pair.table.lie() == ["a: SUBSCRIBE 7200"]
@@ -243,7 +254,7 @@ def test_the_caller_gave_up_while_it_rang(pair: Pair) -> None:
 def test_not_registered_is_asked_for_as_such(pair: Pair) -> None:
     pair.set(pair.b, "2000", GONE)
     seen = pair.call("1000", "2000").fails(480, "CHANUNAVAIL", 20)
-    assert seen.call_info[0].m == "NL"
+    assert call_infos(seen)[0].m == "NL"
     pair.a.asked("1000")
     pair.flow()
     pair.wait(100)
@@ -1903,7 +1914,7 @@ def test_which_responses_offer(peer: Peer, status: int) -> None:
     """Before the dialplan has told of the call: while it rings, and when the caller gives up."""
     invite = peer.calls("2000", "c1")
     seen = peer.gets(invite, status)
-    offers = [info for info in seen.call_info if info.purpose == "call-completion"]
+    offers = [info for info in call_infos(seen) if info.purpose == "call-completion"]
     assert [info.m for info in offers] == (["NR"] if status in (180, 181, 183, 487) else [])
 
 
@@ -1923,7 +1934,7 @@ def test_the_offer_says_how_the_call_failed(peer: Peer, dialstatus: str, cause: 
     peer.site.records("to-a", "2000", dialstatus, cause, call_in="c1", devices=(phone("2000"),))
     for status in (486, 480, 404, 500):
         seen = peer.gets(invite, status)
-        assert [info.m for info in seen.call_info] == ([m] if m else [])
+        assert [info.m for info in call_infos(seen)] == ([m] if m else [])
         assert not m or monitor_of(seen) == monitor_of(early), "one URI for one call"
 
 
@@ -1940,7 +1951,7 @@ def test_other_call_infos_pass_as_they_are(peer: Peer) -> None:
     invite = peer.calls("2000", "c1")
     icon = ("Call-Info", "<http://192.0.2.9/x.png>;purpose=icon")
     seen = peer.gets(invite, 180, icon)
-    assert [info.purpose for info in seen.call_info] == ["icon", "call-completion"]
+    assert [info.purpose for info in call_infos(seen)] == ["icon", "call-completion"]
 
 
 @pytest.mark.parametrize("to", ["monitor URI", "cc-URI", "callee with m", "callee with unknown m"])

@@ -81,7 +81,7 @@ def busy_call(calls: Calls) -> Call:
 def test_a_call_as_it_passes() -> None:
     calls = Calls()
     call = begun(calls, invite(), now=5)
-    assert (call.call_id, call.outgoing, call.began, call.seen) == ("one", True, 5, 5)
+    assert (call.call_id, call.outgoing, call.seen) == ("one", True, 5)
     assert (call.from_uri, call.uri, call.to_uri) == (
         "sip:1000@192.0.2.22",
         "sip:8000@192.0.2.16:5060",
@@ -104,7 +104,7 @@ def test_a_call_that_fails() -> None:
     assert calls.answered(answer(486, offer("sip:b@h"), offer("sip:a@h", "BS")), 3) is call
     assert (call.status, call.final, call.answered) == (486, 486, False)
     assert call.monitors == (("sip:a@h", "BS"), ("sip:b@h", ""))
-    assert (call.began, call.seen) == (0, 3)
+    assert call.seen == 3
 
 
 def test_a_call_that_is_answered_keeps_its_monitors() -> None:
@@ -138,7 +138,7 @@ def test_monitors_are_each_kept_once_and_at_most_ten() -> None:
 
 
 def told(call: Call) -> tuple[object, ...]:
-    return call.uri, call.from_tag, call.cseq, call.began, call.status, call.monitors
+    return call.uri, call.from_tag, call.cseq, call.status, call.monitors
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_challenge_and_its_answer_are_one_call() -> None:
     call = begun(calls, invite(), now=1)
     calls.answered(answer(401), 2)
     assert calls.noted(invite(cseq=2), True, 3) is call
-    assert (call.status, call.final, call.cseq, call.began) == (0, 0, 2, 1)
+    assert (call.status, call.final, call.cseq) == (0, 0, 2)
     assert calls.answered(answer(401), 4) is None
     assert calls.noted(invite(cseq=1), True, 4) is call
     assert (call.status, call.cseq) == (0, 2)
@@ -277,7 +277,7 @@ def test_another_from_tag_is_another_call() -> None:
     first = busy_call(calls)
     second = begun(calls, invite(sender="<sip:1000@h>;tag=new"), now=9)
     assert second is not first
-    assert (second.began, second.status, second.monitors) == (9, 0, ())
+    assert (second.seen, second.status, second.monitors) == (9, 0, ())
     assert calls.get("one") is calls.latest(True, "8000", "1000") is second
     assert len(calls) == 1
 

@@ -17,10 +17,11 @@ import pytest
 from fastagi.sip.element import BRANCH, Element
 from fastagi.sip.limits import MAX_KEY, Buckets, Notices
 from fastagi.sip.message import Header, Malformed, Request, Response, parse
-from fastagi.sip.timers import TIMERS, retransmissions
+from fastagi.sip.timers import TIMERS
 from fastagi.sip.transaction import stateless_tag
 from fastagi.sip.trunk import Address, Side, Trunk
 from fastagi.sip.useragent import MAX_CLIENTS, MAX_SERVERS
+from tests.unit.test_sip_transaction import SENT_AGAIN
 
 OURS = Address("192.0.2.1", 5070)
 PEER = Address("192.0.2.10", 5060)
@@ -679,7 +680,7 @@ def test_on_a_dead_line_each_request_ends_when_the_tables_say(deaf: Address) -> 
     assert all(response is None for _, response, _ in ends)
     assert [at - began[id(r)] for r, _, at in ends] == pytest.approx([32.0] * len(ends))
     of_first = [s.at + a.began for s in a.sent if s.is_request and s.message.call_id == "o1"]
-    assert of_first == pytest.approx([asked[0][0] + at for at in (0, *retransmissions())])
+    assert of_first == pytest.approx([asked[0][0] + at for at in (0, *SENT_AGAIN)])
     told = Counter((r.method, r.call_id) for w in (a, b) for r, _ in w.completion.of("arrived"))
     assert set(told.values()) == ({1} if deaf is A else set())
 

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -236,7 +237,7 @@ def test_the_fields_of_a_subscribe() -> None:
     assert (message.method, message.uri, message.body) == ("SUBSCRIBE", "sip:tok5dcbaf5e@127.0.1.3:5060", b"")
     assert (message.via.transport, message.via.host, message.via.port) == ("UDP", "127.0.1.16", 5060)
     assert (message.via.branch, message.via.received, message.via.rport) == ("z9hG4bK754503f7", None, None)
-    assert message.via.wants_rport
+    assert message.via.param("rport") == ""
     assert (message.from_.display, message.from_.uri) == ("asterisk", "sip:asterisk@127.0.1.16")
     assert (message.from_.tag, message.to.tag) == ("as4791813f", "")
     assert message.call_id == "33135e6568381fdd0c7d7591494869b3@127.0.1.16:5060"
@@ -249,7 +250,7 @@ def test_the_fields_of_a_subscribe() -> None:
     assert message.all("ALLOW")[:2] == ["INVITE", "ACK"]
     assert message.all("date") == ["Sat, 21 Nov 2026 21:24:00 GMT"]
     assert message.get("User-agent") == "Asterisk PBX 16.28.0"
-    assert (message.subscription_state, message.call_info, message.content_type) == (None, (), "")
+    assert (message.subscription_state, message.all("call-info"), message.content_type) == (None, [], "")
 
 
 def test_the_fields_of_a_notify() -> None:
@@ -268,8 +269,8 @@ def test_the_fields_of_a_response() -> None:
     assert (message.status, message.reason) == (486, "Busy here")
     assert message.via.received == "127.0.1.3"
     second = Via.parse(message.all("v")[1])
-    assert (second.branch, second.rport, second.wants_rport) == ("z9hG4bKPj4fc2", 5060, True)
-    (info,) = message.call_info
+    assert (second.branch, second.rport) == ("z9hG4bKPj4fc2", 5060)
+    (info,) = map(CallInfo.parse, message.all("call-info"))
     assert (info.uri, info.purpose, info.m) == ("sip:04dd@127.0.1.16:5060", "call-completion", "NR")
 
 
@@ -472,10 +473,14 @@ def test_no_address(text: str) -> None:
 def test_call_info(text: str, uri: str, purpose: str, m: str) -> None:
     info = CallInfo.parse(text)
     assert (info.uri, info.purpose, info.m) == (uri, purpose, m)
-    message = parse(
-        request(Call_Info=[f"nonsense, {text.strip()}", "<>;purpose=call-completion", "<sip:last>"])
-    )
-    assert [i.uri for i in message.call_info] == [uri, "sip:last"]
+    message = parse(request(Call_Info=[f"nonsense, {text.strip()}", "<sip:last>"]))
+    assert message.all("call-info") == ["nonsense", text.strip(), "<sip:last>"]
+
+
+@pytest.mark.parametrize("text", ["nonsense", "<>;purpose=call-completion"])
+def test_no_call_info(text: str) -> None:
+    with pytest.raises(Malformed):
+        CallInfo.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -604,7 +609,7 @@ def test_a_via_in_small_letters_with_an_open_quote() -> None:
 @pytest.mark.parametrize("text", ["rport=", "rport=0", "rport=65536", "rport=x", "rport=\u0661"])
 def test_nonsense_in_rport(text: str) -> None:
     via = Via.parse(f"SIP/2.0/TLS h;{text}")
-    assert (via.rport, via.wants_rport, via.answer_to()) == (None, True, ("h", 5061))
+    assert (via.rport, via.answer_to()) == (None, ("h", 5061))
 
 
 @pytest.mark.parametrize(
@@ -753,7 +758,7 @@ def test_a_second_opinion(data: bytes) -> None:
     answered = witness.parseViaHeader(their_answer.headers["via"][0])
     assert answered.received == "192.0.2.77"
     assert answered.rport in (5099, None)
-    assert (answered.rport is None) == (not ours.via.wants_rport)
+    assert (answered.rport is None) == (ours.via.param("rport") is None)
     assert witness.parseAddress(their_answer.headers["to"][0])[2]["tag"] == (ours.to.tag or "x")
 
 
@@ -916,7 +921,7 @@ def test_keep_alives() -> None:
 def touch(message: Request | Response) -> None:
     """Everything that can be asked of what parse() let in."""
     _ = message.via, message.from_, message.to, message.call_id, message.cseq, message.max_forwards
-    _ = message.via.answer_to(), message.via.branch, message.to.tag, message.call_info, message.content_type
+    _ = message.via.answer_to(), message.via.branch, message.to.tag, message.content_type
     ask: list[Callable[[], object]] = [
         lambda: message.contact,
         lambda: message.expires,
@@ -924,6 +929,7 @@ def touch(message: Request | Response) -> None:
         lambda: message.subscription_state and message.subscription_state.expires,
         lambda: [Via.parse(v).received_from("192.0.2.1", 1) for v in message.all("via")],
         lambda: [NameAddr.parse(v).with_tag("x") for v in message.all("Route")],
+        *(partial(CallInfo.parse, v) for v in message.all("Call-Info")),
     ]
     for one in ask:
         try:

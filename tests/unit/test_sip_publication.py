@@ -10,14 +10,12 @@ import pytest
 
 from fastagi.errors import Refused
 from fastagi.sip.dialog import Answer, Ask
+from fastagi.sip.machine import Answered, Content, Due, Unanswered
 from fastagi.sip.message import Request, Response
 from fastagi.sip.publication import (
     COMPOSITOR,
     PUBLISHER,
-    Answered,
-    Content,
     Done,
-    Due,
     Failed,
     Kind,
     Limits,
@@ -28,7 +26,6 @@ from fastagi.sip.publication import (
     PublisherEvent,
     PublisherState,
     Stored,
-    Unanswered,
     Withdraw,
     expire,
     publish,
@@ -159,7 +156,7 @@ def test_what_is_granted(expires: int | None, limits: Limits, granted: int) -> N
     result = publish(None, a_publish("open", expires=expires), "e1", NOW, "ours", limits)
     assert result.answer.response.expires == granted
     assert result.publication is not None
-    assert result.publication.next_due() == NOW + granted
+    assert result.publication.expires_at == NOW + granted
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,15 @@ import pytest
 from fastagi import cli
 from fastagi.completion.model import Number, State
 from fastagi.completion.ports import Changes, Kept
-from fastagi.sip import publication, subscription
+from fastagi.sip import publication
 from fastagi.sip.callcompletion.values import Agent, Fork, Habits, Heard, Monitor
+from fastagi.sip.machine import Content
 from fastagi.sip.message import Header, Request, Response, parse
+from fastagi.sip.notifier import Notifier, accept
 from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, pidf, state_body
 from fastagi.sip.probe import HOUR, PATIENCE, Probe, Report, Verdict, report, verdict
 from fastagi.sip.publication import Publication, Publisher
-from fastagi.sip.subscription import Content, Notifier, Subscriber
+from fastagi.sip.subscriber import Notify, Subscriber, SubscriberState, step_subscriber, subscribe
 from fastagi.sip.trunk import Address, Trunk
 from fastagi.store.requests import Store
 from tests.unit.test_cli import NOW, Serving, Site
@@ -58,7 +60,7 @@ def at_now(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ours(**values: Any) -> Subscriber:
     """A subscription of ours, granted for an hour, a minute ago."""
-    s, _ = subscription.subscribe(
+    s, _ = subscribe(
         "sip:mon@192.0.2.10;m=BS",
         "<sip:1000@192.0.2.1>;tag=a",
         "<sip:7000@192.0.2.10>",
@@ -80,13 +82,13 @@ def ours(**values: Any) -> Subscriber:
             ("Subscription-State", "active;expires=3600"),
         ),
     )
-    s, _ = subscription.step_subscriber(s, subscription.Notify(notify), NOW - 60)
+    s, _ = step_subscriber(s, Notify(notify), NOW - 60)
     return replace(s, **values)
 
 
 def published(open: bool) -> Publisher:
     publisher = Publisher("sip:x@h", "<sip:a@h>;tag=t", "<sip:b@h>", "p1", (("Event", "presence"),), NOW + 60)
-    content = publication.Content(pidf("sip:1000@192.0.2.1", open), PIDF_TYPE)
+    content = Content(pidf("sip:1000@192.0.2.1", open), PIDF_TYPE)
     return publication.step_publisher(publisher, publication.Publish(content), NOW)[0]
 
 
@@ -119,7 +121,7 @@ def theirs(
         ),
     )
     content = Content(state_body(ready, "sip:ccc-1@192.0.2.1", True), STATE_TYPE)
-    return subscription.accept(request, "d", content, NOW + 4740, NOW - 60)[0]
+    return accept(request, "d", content, NOW + 4740, NOW - 60)[0]
 
 
 def agent(id: int = 8, trunk: str = "mxone", **values: Any) -> Agent:
@@ -244,7 +246,7 @@ def test_what_was_told_last(site: Site) -> None:
     assert told(monitor(), agent()) == ["queued", "queued"]
     assert told(monitor(ready=True), agent(notifier=theirs(ready=True))) == ["ready", "ready"]
     assert told(monitor(), state=State.CALLING)[0] == "ready"
-    begun = ours(state=subscription.SubscriberState.SUBSCRIBING, dialog=None)
+    begun = ours(state=SubscriberState.SUBSCRIBING, dialog=None)
     assert told(monitor(forks=(fork(begun),)))[0] == ""
     assert shown(site)[7]["contact"] == ""
 
@@ -274,7 +276,7 @@ def test_who_is_suspended(site: Site) -> None:
 @pytest.mark.usefixtures("at_now")
 def test_every_fork_is_a_subscription_of_its_own(site: Site) -> None:
     site.configure(TRUNKS)
-    over = subscription.SubscriberState.ENDED
+    over = SubscriberState.ENDED
     save(site, monitor(forks=(fork(ours()), fork(ours(uri="sip:two@192.0.2.10", state=over)))))
     lines = site.lines("trunk", "show", "mxone")
     assert lines[0] == "Trunk mxone: 2 subscriptions."

@@ -791,9 +791,13 @@ def alone(name: str = "b", **more: object) -> Site:
     return Site(clock=clock, name=name, trunks=trunks, table=Table(clock))
 
 
+def call_infos(response: Response) -> list[sip.CallInfo]:
+    return [sip.CallInfo.parse(text) for text in response.all("call-info")]
+
+
 def monitor_of(response: Response) -> str:
     """The monitor URI in its Call-Info; empty: there is none."""
-    found = [info for info in response.call_info if info.purpose == "call-completion"]
+    found = [info for info in call_infos(response) if info.purpose == "call-completion"]
     return found[0].uri if found else ""
 
 

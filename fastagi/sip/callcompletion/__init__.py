@@ -17,7 +17,7 @@ from fastagi.completion.model import Request as CcRequest
 from fastagi.completion.ports import FAR, Clock, Kept
 from fastagi.completion.service import CompletionService
 from fastagi.errors import Refused
-from fastagi.sip.callcompletion.agents import Agents, No, NotYet, far_caller
+from fastagi.sip.callcompletion.agents import TELL_WITHIN, Agents, No, NotYet, far_caller
 from fastagi.sip.callcompletion.monitors import Monitors
 from fastagi.sip.callcompletion.parts import Asker, Directory, Parts, user_of
 from fastagi.sip.callcompletion.passing import Passing
@@ -33,8 +33,10 @@ from fastagi.sip.trunk import Side, Trunk
 
 __all__ = ["CallCompletion"]
 
-TRIES, TRY_AGAIN = 15, 0.2
-"""How often, and every how many seconds, it is looked for what a SUBSCRIBE is about, if that is not known yet."""
+TRY_AGAIN = 0.2
+"""Every how many seconds it is looked for what a SUBSCRIBE is about, if that is not known yet."""
+TRIES = round(TELL_WITHIN / TRY_AGAIN)
+"""How often: until the dialplan must have told of it."""
 
 
 class CallCompletion:

@@ -21,14 +21,9 @@ from fastagi.sip.callcompletion.parts import Parts, same_uri, user_of
 from fastagi.sip.callcompletion.values import OUR_USER, Agent, Heard
 from fastagi.sip.calls import plain_user
 from fastagi.sip.dialog import Answer, Ask
+from fastagi.sip.machine import Answered, Content, Due, Unanswered
 from fastagi.sip.message import Request, Response
-from fastagi.sip.package import PIDF_TYPE, STATE_TYPE, parse_pidf, state_body
-from fastagi.sip.publication import Limits, publish
-from fastagi.sip.subscription import (
-    Answered,
-    Content,
-    Due,
-    Ended,
+from fastagi.sip.notifier import (
     NotifierEffect,
     NotifierEvent,
     NotifierState,
@@ -36,10 +31,13 @@ from fastagi.sip.subscription import (
     Tell,
     Terminate,
     Terms,
-    Unanswered,
     accept,
+    at_most,
     step_notifier,
 )
+from fastagi.sip.package import PIDF_TYPE, STATE_TYPE, parse_pidf, state_body
+from fastagi.sip.publication import Limits, publish
+from fastagi.sip.subscription import Ended
 from fastagi.sip.trunk import Trunk
 
 OFFER_GRACE: Final = 15.0
@@ -61,11 +59,11 @@ RETRY_AFTER: Final = ("Retry-After", "60")
 
 def pace(sent: tuple[float, ...], content: Content) -> float:
     """At most 3 NOTIFYs in 10 s, and ``ready`` never the third: it could not be taken back (RFC 6910, 9.11)."""
-    return _paced(sent, 2 if content.body.startswith("cc-state: ready") else 3)
+    return _ready_pace(sent) if content.body.startswith("cc-state: ready") else at_most(3, 10, sent)
 
 
-def _paced(sent: tuple[float, ...], most: int) -> float:
-    return sent[-most] + 10 if len(sent) >= most else 0.0
+def _ready_pace(sent: tuple[float, ...]) -> float:
+    return at_most(2, 10, sent)
 
 
 TERMS: Final = Terms(pace=pace)
@@ -298,7 +296,7 @@ class Agents:
     def _ready_at(self, agent: Agent) -> float:
         """When ``ready`` may be told, if it is his turn."""
         n = agent.notifier
-        return max(n.not_before, _paced(n.sent_at, 2), agent.open_since + OPEN_GRACE)
+        return max(n.not_before, _ready_pace(n.sent_at), agent.open_since + OPEN_GRACE)
 
     def _content(self, trunk: str, call_user: str, ready: bool) -> Content:
         known = self._parts.trunks[trunk]

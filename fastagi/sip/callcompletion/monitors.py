@@ -17,16 +17,25 @@ from fastagi.completion.machine import Accepted as RequestAccepted
 from fastagi.completion.machine import MonitorEnded, RecallLost, TimeOver
 from fastagi.completion.model import TURN, Offer, Presence, Service, State
 from fastagi.completion.model import Request as CcRequest
-from fastagi.sip import publication, subscription
 from fastagi.sip.callcompletion.parts import Parts, same_uri, user_of
 from fastagi.sip.callcompletion.values import SERVICE_M, Fork, Habits, Heard, Monitor
 from fastagi.sip.dialog import Answer, Ask
+from fastagi.sip.machine import Answered, Content, Due, Unanswered
 from fastagi.sip.message import Request, Response
 from fastagi.sip.package import EVENT, PIDF_TYPE, STATE_TYPE, parse_state, pidf
-from fastagi.sip.publication import Publisher, PublisherEffect, PublisherState, step_publisher
-from fastagi.sip.subscription import (
+from fastagi.sip.publication import (
+    Done,
+    Failed,
+    Publish,
+    Publisher,
+    PublisherEffect,
+    PublisherEvent,
+    PublisherState,
+    Withdraw,
+    step_publisher,
+)
+from fastagi.sip.subscriber import (
     Accepted,
-    Ended,
     Leave,
     Notified,
     Notify,
@@ -37,6 +46,7 @@ from fastagi.sip.subscription import (
     step_subscriber,
     subscribe,
 )
+from fastagi.sip.subscription import Ended
 from fastagi.sip.uri import Uri
 
 M_SERVICE: Final = {m: service for service, m in SERVICE_M.items()}
@@ -154,11 +164,10 @@ class Monitors:
 
     def answered_there(self, request: int, now: float) -> bool:
         """Whether a 2xx to the CC call of this request has passed."""
-        monitor, call_id = (
-            self._parts.kept("monitor", request, Monitor),
-            self._parts.cc_calls.get(request, ""),
-        )
-        call = self._parts.calls[monitor.trunk].get(call_id, now) if monitor is not None else None
+        monitor = self._parts.kept("monitor", request, Monitor)
+        if monitor is None:
+            return False
+        call = self._parts.calls[monitor.trunk].get(self._parts.cc_calls.get(request, ""), now)
         return call is not None and call.answered
 
     def target_of_call(self, trunk: str, request: Request) -> str | None:
@@ -183,23 +192,16 @@ class Monitors:
 
     def answered(self, trunk: str, asked: Request, response: Response | None, now: float) -> bool:
         """What a SUBSCRIBE or PUBLISH of ours got; False: it was none of ours."""
+        event = Unanswered(asked.cseq[0]) if response is None else Answered(response)
         for monitor in self._all():
             if monitor.trunk != trunk:
                 continue
             p = monitor.publisher
             if p is not None and asked.method == "PUBLISH" and p.call_id == asked.call_id:
-                seq = asked.cseq[0]
-                self._step_publisher(
-                    monitor,
-                    publication.Unanswered(seq) if response is None else publication.Answered(response),
-                    now,
-                )
+                self._step_publisher(monitor, event, now)
                 return True
             for place, fork in enumerate(monitor.forks):
                 if asked.method == "SUBSCRIBE" and _asked_by(fork.subscriber, asked):
-                    event: SubscriberEvent = subscription.Unanswered(asked.cseq[0])
-                    if response is not None:
-                        event = subscription.Answered(response)
                     self._step(monitor, place, event, now)
                     return True
         return False
@@ -219,8 +221,7 @@ class Monitors:
         """
         heard, trunk = monitor.heard, self._parts.trunks[monitor.trunk]
         peer = trunk.peer[0]
-        from_uri = heard.from_uri if trunk.subscribe_from == "caller" else trunk.subscribe_from
-        from_ = f"<{from_uri}>;tag={self._parts.new_token()}"
+        from_ = self._from(monitor)
         headers = (
             ("Event", EVENT),
             ("Accept", STATE_TYPE),
@@ -254,12 +255,12 @@ class Monitors:
             current = self._current(monitor)
             at = current.forks[place].subscriber.next_due() if place < len(current.forks) else None
             if at is not None and at <= now:
-                self._step(current, place, subscription.Due(), now)
+                self._step(current, place, Due(), now)
         current = self._parts.kept("monitor", monitor.request, Monitor)
         if current is not None and current.publisher is not None:
             at = current.publisher.next_due()
             if at is not None and at <= now:
-                self._step_publisher(current, publication.Due(), now)
+                self._step_publisher(current, Due(), now)
 
     def _gone(self, monitor: Monitor, cc: CcRequest | None, why: str, now: float) -> None:
         """There is nobody to say anything to."""
@@ -314,11 +315,17 @@ class Monitors:
         current = self._current(monitor)
         p = current.publisher
         if p is not None and p.content is not None:
-            self._step_publisher(current, publication.Withdraw(), now)
+            self._step_publisher(current, Withdraw(), now)
             current = self._current(monitor)
             p = current.publisher
         if current.over and (p is None or p.state is not PublisherState.SENDING):
             self._parts.keep("monitor", monitor.request, None)
+
+    def _from(self, monitor: Monitor) -> str:
+        """Who waits, as the other PBX is to know him, with a tag of its own."""
+        known_as = self._parts.trunks[monitor.trunk].subscribe_from
+        uri = monitor.heard.from_uri if known_as == "caller" else known_as
+        return f"<{uri}>;tag={self._parts.new_token()}"
 
     # Inside: suspend and resume
 
@@ -327,7 +334,7 @@ class Monitors:
         p, closed = monitor.publisher, self._is_busy(cc, now)
         if p is None and not closed:
             return
-        wanted = publication.Content(pidf(monitor.heard.from_uri, not closed), PIDF_TYPE)
+        wanted = Content(pidf(monitor.heard.from_uri, not closed), PIDF_TYPE)
         if p is None:
             p = self._new_publisher(monitor, cc)
             self._keep(replace(monitor, publisher=p))
@@ -336,7 +343,7 @@ class Monitors:
             if closed:
                 forks = (replace(f, ready=False, was_ready=f.ready or f.was_ready) for f in current.forks)
                 current = replace(current, forks=tuple(forks))
-            self._step_publisher(current, publication.Publish(wanted), now)
+            self._step_publisher(current, Publish(wanted), now)
 
     def _is_busy(self, cc: CcRequest, now: float) -> bool:
         """His other requests are suspended during a recall (RFC 6910, 6.3), and this one in the pause after one."""
@@ -349,17 +356,16 @@ class Monitors:
         habits = self._parts.kept("habits", trunk.name, Habits) or Habits()
         peer = trunk.peer[0]
         fork = next(f for f in monitor.forks if f.serves)
-        from_uri = monitor.heard.from_uri if trunk.subscribe_from == "caller" else trunk.subscribe_from
         return Publisher(
             uri=str(Uri.parse(fork.cc_uri or fork.uri).usable(peer.host, peer.port)),
-            from_=f"<{from_uri}>;tag={self._parts.new_token()}",
+            from_=self._from(monitor),
             to=f"<{monitor.heard.to_uri}>",
             call_id=f"{self._parts.new_token()}@{trunk.towards_peer.host}",
             headers=(("Event", habits.publish_event),),
             ends_at=cc.service_ends,
         )
 
-    def _step_publisher(self, monitor: Monitor, event: publication.PublisherEvent, now: float) -> None:
+    def _step_publisher(self, monitor: Monitor, event: PublisherEvent, now: float) -> None:
         assert monitor.publisher is not None
         p, effects = step_publisher(monitor.publisher, event, now)
         self._keep(replace(monitor, publisher=p))
@@ -370,7 +376,7 @@ class Monitors:
         match effect:
             case Ask(request):
                 self._parts.ask(monitor.trunk, request)
-            case publication.Failed(status):
+            case Failed(status):
                 current = self._current(monitor)
                 assert current.publisher is not None
                 if status == 489 and ("Event", EVENT) not in current.publisher.headers:
@@ -379,7 +385,7 @@ class Monitors:
                 # It does not understand: what it said before is all there is.
                 forks = (replace(f, ready=f.ready or f.was_ready, was_ready=False) for f in current.forks)
                 self._keep(replace(current, forks=tuple(forks)))
-            case publication.Done():
+            case Done():
                 pass
 
     def _publish_by_its_old_name(self, monitor: Monitor, p: Publisher, now: float) -> None:
@@ -387,7 +393,7 @@ class Monitors:
         self._parts.keep("habits", monitor.trunk, Habits(publish_event=EVENT))
         if p.content is not None:
             new = replace(monitor, publisher=replace(p, headers=(("Event", EVENT),), content=None))
-            self._step_publisher(new, publication.Publish(p.content), now)
+            self._step_publisher(new, Publish(p.content), now)
 
     # Inside: what happens to a subscription
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fastagi.completion.model import TURN, Request
-from fastagi.sip import publication
 from fastagi.sip.callcompletion.values import Agent, Habits, Monitor
+from fastagi.sip.machine import Content
+from fastagi.sip.notifier import NotifierState
 from fastagi.sip.package import EVENT, parse_pidf, parse_state
-from fastagi.sip.subscription import NotifierState, Subscriber, SubscriberState
+from fastagi.sip.subscriber import Subscriber, SubscriberState
 
 
 class Direction(StrEnum):
@@ -140,5 +141,5 @@ def _contact(s: Subscriber) -> str:
     return s.dialog.target if s.dialog is not None else ""
 
 
-def _is_closed(published: publication.Content | None) -> bool:
+def _is_closed(published: Content | None) -> bool:
     return published is not None and parse_pidf(published.body.encode("utf-8", "surrogateescape")) is False

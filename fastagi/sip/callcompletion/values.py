@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from fastagi.completion.model import Service
+from fastagi.sip.notifier import Notifier
 from fastagi.sip.publication import Publication, Publisher
-from fastagi.sip.subscription import Notifier, Subscriber, SubscriberState
+from fastagi.sip.subscriber import Subscriber, SubscriberState
 
 OUR_USER: Final = re.compile(r"cc[mc]-[0-9a-f]{32}")
 """The user part of a monitor URI (ccm-) or a cc-URI (ccc-) of ours."""
@@ -33,7 +34,7 @@ class Names:
     secret: str
 
     def monitor(self, trunk: str, call_id: str) -> str:
-        """Of the monitor URI of one call, by its Call-ID alone: the same in every response to it."""
+        """Of the monitor URI of one call, by its trunk and Call-ID alone: the same in every response to it."""
         return f"ccm-{self._hash('monitor', trunk, call_id)}"
 
     def call(self, request: int) -> str:
