@@ -66,6 +66,12 @@ def _ami(config: Config) -> Iterator[Finding]:
         fault = error.faults[0]
     who = f"{ami.username} at {ami.host}:{ami.port}"
     yield _found("ami", fault, f"AMI lets us in as {who}")
+    try:
+        mode = ami.secret_file.stat().st_mode
+    except OSError:
+        return  # told above
+    if mode & stat.S_IRWXO:
+        yield Finding("ami secret", Result.NOTE, f"{ami.secret_file} is open to everybody: chmod o= closes it")
 
 
 def door(config: Config) -> Iterator[Finding]:

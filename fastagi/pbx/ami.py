@@ -8,8 +8,9 @@ A connection is greeted, logs in, and then runs the owner's coroutine ``up`` unt
   still wait when the connection is lost end then.
 - After PING_AFTER seconds of silence Asterisk is asked if it is there; after DEAD_AFTER it is taken for dead.
 
-A connection that is lost, or cannot be had, is tried again for ever, after 0.2 s and then longer, up to 10 s.
-Why is said once, and again when the reason has changed or after it had worked.
+A connection that is lost, or cannot be had, is tried again for ever, after 0.2 s and then longer, up to 10 s; after
+REFUSED_PAUSE if Asterisk did not let us in. Why is said once, and again when the reason has changed or after it had
+worked.
 
 Things to keep in mind: Asterisk lets us in while it still loads modules. DeviceStateList is unknown then, a
 function that is not loaded yet gives an empty value, and a device that is not yet one comes by an event.
@@ -28,6 +29,7 @@ from twisted.logger import Logger
 from fastagi.errors import FastagiError
 from fastagi.pbx.amilink import Connection, Connections, Tried, endpoint, explained
 from fastagi.pbx.amiwire import (
+    AmiDenied,
     AmiError,
     AmiLost,
     AmiRefused,
@@ -40,11 +42,12 @@ from fastagi.pbx.amiwire import (
     render,
 )
 
-__all__ = ["Ami", "AmiError", "AmiLost", "AmiRefused", "Login", "try_login"]
+__all__ = ["Ami", "AmiDenied", "AmiError", "AmiLost", "AmiRefused", "Login", "try_login"]
 
 FIRST_PAUSE: Final = 0.2  # seconds, doubled by each failure in a row
 LONGEST_PAUSE: Final = 10.0  # seconds
 LONGEST_RING: Final = 86400.0  # seconds
+REFUSED_PAUSE: Final = 180.0  # seconds; fail2ban bans whoever fails five times in ten minutes
 BOOTED_WITHIN: Final = 5.0  # seconds in which it is not said why ``up`` failed
 STEADY_AFTER: Final = 10.0  # seconds that a connection lasts to count as a success
 
@@ -84,6 +87,7 @@ class Ami:
         self._connection: Connection | None = None
         self._connected_at: float | None = None
         self._failures = 0
+        self._refused = False
         self._said = ""
 
     # Life
@@ -165,20 +169,26 @@ class Ami:
         return self._connection
 
     async def _run(self) -> None:
-        began = self._connected_at = self._reactor.seconds()
+        connected = self._connected_at = self._reactor.seconds()
         self._said = ""
         self._log(f"AMI connected to {self._login.where} as {self._login.username}")
         connection, failures = self._connection, 0
         while self._connection is connection:
+            began = self._reactor.seconds()
             try:
                 return await self._up(self)
             except CancelledError:
                 raise
             except FastagiError as error:
-                if self._reactor.seconds() - began >= BOOTED_WITHIN:
-                    self._complain(str(error))
+                why = str(error)
             except Exception:
                 _log.failure("What runs over AMI failed.")
+                why = ""
+            now = self._reactor.seconds()
+            if now - began >= STEADY_AFTER:
+                failures, self._said = 0, ""
+            if why and now - connected >= BOOTED_WITHIN:
+                self._complain(why)
             failures += 1
             await deferLater(self._reactor, _pause(failures))
 
@@ -193,6 +203,7 @@ class Ami:
 
     def _lost(self, why: str) -> None:
         began, self._connected_at = self._connected_at, None
+        self._refused = self._connection is not None and self._connection.refused
         self._connection = None
         if began is not None and self._reactor.seconds() - began >= STEADY_AFTER:
             self._failures = 0
@@ -205,7 +216,8 @@ class Ami:
 
     def _retry(self, _: int) -> float:
         self._failures += 1
-        return _pause(self._failures)
+        refused, self._refused = self._refused, False
+        return REFUSED_PAUSE if refused else _pause(self._failures)
 
 
 def _pause(failures: int) -> float:

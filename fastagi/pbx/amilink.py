@@ -20,7 +20,18 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fastagi.pbx.amiwire import AmiError, AmiLost, Framer, Login, Message, fault, login_fields, render, shown
+from fastagi.pbx.amiwire import (
+    AmiError,
+    AmiLost,
+    AmiRefused,
+    Framer,
+    Login,
+    Message,
+    fault,
+    login_fields,
+    render,
+    shown,
+)
 
 CONNECT_WITHIN: Final = 5.0  # seconds
 ANSWER_WITHIN: Final = 5.0  # seconds
@@ -76,6 +87,8 @@ class Connection(Protocol):
         self._ending: Any = None
         self._why = ""
         """Why we gave it up; empty: we did not."""
+        self.refused = False
+        """Asterisk did not let us in."""
 
     def connectionMade(self) -> None:
         if self.transport.getHost() == self.transport.getPeer():
@@ -99,6 +112,7 @@ class Connection(Protocol):
 
     def _failed(self, failure: Failure) -> None:
         if isinstance(failure.value, AmiError):
+            self.refused = isinstance(failure.value, AmiRefused)
             self._drop(str(failure.value))
         elif not isinstance(failure.value, CancelledError):
             _log.failure("The AMI connection failed.", failure)

@@ -2,29 +2,47 @@
 
 from twisted.internet.defer import Deferred, succeed
 
-from fastagi.pbx.ami import Ami, AmiError, AmiLost
+from fastagi.completion.model import HINT, Device
+from fastagi.pbx.ami import Ami, AmiDenied, AmiError
 from fastagi.pbx.callfile import recall_id_of
 from fastagi.pbx.lamp import PREFIX
 from fastagi.pbx.watch import LineLost, Watcher
 
 NET = 10.0
-"""Seconds between two looks at a device whose every change an event should tell."""
+"""Seconds between two looks at a device whose every change an event tells."""
+FORBIDDEN = "Forbidden"
+"""What Asterisk says of a name with EVAL or SHELL in it: nobody may ask for that."""
 
 
 class AmiLine:
     """A connection to AMI, as a line of the watcher."""
 
-    at_least = NET
-    events = True
     beat = 3600.0
 
     def __init__(self, ami: Ami, lamps: list[str]) -> None:
         self._ami = ami
         self._lamps = lamps
+        self._told: set[bool] = set()
+
+    def event(self, of_hint: bool) -> None:
+        """One has come, so this user is told such changes."""
+        self._told.add(of_hint)
+
+    @property
+    def events(self) -> bool:
+        return bool(self._told)
+
+    def at_least(self, device: Device) -> float:
+        # A user without read=call, or behind a filter, is told nothing: then asking is all there is.
+        return NET if device.startswith(HINT) in self._told else 0.0
 
     async def ask(self, expression: str) -> str:
         try:
             return await self._ami.ask(expression)
+        except AmiDenied as error:
+            if FORBIDDEN not in str(error):
+                raise LineLost(str(error)) from error
+            return ""  # the other devices can be asked for
         except AmiError as error:
             raise LineLost(str(error)) from error
 
@@ -37,10 +55,10 @@ class AmiLine:
     async def hang_up(self, channel: str) -> None:
         try:
             await self._ami.hang_up(channel)
-        except AmiLost as error:
-            raise LineLost(str(error)) from error
-        except AmiError:
+        except AmiDenied:
             pass  # it ended by itself first
+        except AmiError as error:
+            raise LineLost(str(error)) from error
 
     async def lamps(self) -> list[str]:
         return self._lamps
@@ -57,20 +75,28 @@ class AmiWatch:
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
+        self._line: AmiLine | None = None
 
     async def up(self, ami: Ami) -> None:
         """Raises `LineLost` or `AmiError`."""
         # While Asterisk is still loading its modules, this is refused, and no answer could be trusted.
         known = await ami.device_states()
         lamps = [device for device in known if device.startswith(PREFIX)]
-        await self._watcher.serve(AmiLine(ami, lamps), always=True)
+        self._line = AmiLine(ami, lamps)
+        await self._watcher.serve(self._line, always=True)
 
     def device_state(self, device: str, state: str) -> None:
         """An event says so; whoever calls could have written it (see ``ami``)."""
+        self._heard(of_hint=False)
         self._watcher.look_at(device)
 
     def extension_state(self, extension: str, context: str) -> None:
+        self._heard(of_hint=True)
         self._watcher.look_at_hints(extension)
+
+    def _heard(self, of_hint: bool) -> None:
+        if self._line is not None:
+            self._line.event(of_hint)
 
 
 class Originates:

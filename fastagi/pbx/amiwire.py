@@ -42,6 +42,10 @@ class AmiRefused(AmiError, ManagerAuthException):  # type: ignore[misc]
     """Asterisk does not let us in."""
 
 
+class AmiDenied(AmiError):
+    """Asterisk has answered that it does not do this."""
+
+
 class AmiLost(AmiError, ManagerSocketException):  # type: ignore[misc]
     """There is no connection, or there is none any more."""
 
@@ -152,7 +156,7 @@ def fault(action: str, answer: Message) -> AmiError | None:
     why = shown(answer.get("Message", answer["Response"]))
     if action == "Login":
         return AmiRefused(f"does not let us in: {why}; see username and secret, and manager.conf")
-    return AmiError(f"Asterisk refuses {action}: {why}")
+    return AmiDenied(f"Asterisk refuses {action}: {why}")
 
 
 # What each action that we use needs after write= in manager.conf.

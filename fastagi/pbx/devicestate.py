@@ -29,7 +29,6 @@ class DeviceStates:
         lost: Callable[[], None],
         log: Callable[[str], None],
     ) -> None:
-        self.names: dict[Device, str] = {}
         self._told: dict[Device, Presence] = {}
         self._strange: set[str] = set()
         self._log = log
@@ -51,7 +50,6 @@ class DeviceStates:
                 device, f"there is no hint {device.removeprefix(HINT)}: who waits for it waits in vain"
             )
             presence = Presence.GONE
-        self.names[device] = name
         if self._told.get(device) is not presence:
             self._told[device] = presence
             self._changed({device: presence})
@@ -59,12 +57,11 @@ class DeviceStates:
     def watch(self, devices: Collection[Device]) -> None:
         """Tell of these from now on, and forget the others: told again later, they are news."""
         self._watched = frozenset(devices)
-        for device in self.names.keys() - self._watched:
-            del self.names[device], self._told[device]
+        for device in self._told.keys() - self._watched:
+            del self._told[device]
 
     def lost(self) -> None:
         """The source is gone, and what it said with it."""
-        self.names.clear()
         self._told.clear()
         self._lost()
 

@@ -35,11 +35,18 @@ class Lamps:
         self._to_check: deque[Number] = deque()
         self._all_told = False
         self._compared = False
+        self._missed = False
+        """There was something to say, and no line."""
 
-    def show(self, extension: Number, state: str) -> None:
-        """The lamp of this extension shows ``state``, one of Asterisk's words, from now on."""
+    def show(self, extension: Number, state: str, there: bool) -> None:
+        """The lamp of this extension shows ``state``, one of Asterisk's words, from now on.
+
+        ``there``: a line is there; else the next one compares it with the others.
+        """
         self._wanted[extension] = state
-        self._to_show.append((extension, state))
+        if there:
+            self._to_show.append((extension, state))
+        self._missed = self._missed or not there
 
     def all_told(self) -> None:
         """Since our start all lamps that are lit were shown: the others are dark."""
@@ -47,7 +54,7 @@ class Lamps:
 
     def pending(self) -> bool:
         """Whether Asterisk has still to be told, or asked, anything."""
-        return bool(self._to_show or self._to_check) or (self._all_told and not self._compared)
+        return bool(self._to_show or self._to_check) or self._missed or (self._all_told and not self._compared)
 
     def urgent(self) -> bool:
         return bool(self._to_show)
@@ -57,11 +64,13 @@ class Lamps:
         # Not cleared: over that line something may still be on its way, and is taken off when it is answered.
         self._to_show = deque()
         self._to_check = deque(self._wanted)
+        self._missed = False
 
     def stop(self) -> None:
         self._to_show = deque()
         self._to_check = deque()
         self._compared = True
+        self._missed = False
 
     async def say(self, line: Line) -> None:
         """One thing of what is `pending`."""

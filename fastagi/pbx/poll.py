@@ -17,16 +17,22 @@ from twisted.python.failure import Failure
 
 from fastagi.agi import Session
 from fastagi.agi.server import Time
-from fastagi.pbx.callfile import Spool, SpoolThread, poll_name, poll_text
+from fastagi.completion.model import Device
+from fastagi.pbx.callfile import SpoolThread, poll_name, poll_text
 from fastagi.pbx.lamp import PREFIX
 from fastagi.pbx.watch import LineLost, Watcher
 
 OPEN_WITHIN = 5.0
 """Seconds that Asterisk is given to open the session before it is asked again, more later."""
-OPEN_AT_MOST = 30.0
+AGAIN_AFTER = 1.0
+"""Seconds until one that was lost as soon as it was open is made anew, more later."""
+AT_MOST = 30.0
 ANSWER_WITHIN = 5.0
 """Seconds for one answer: a command that fails inside Asterisk may get none."""
 SHUTDOWN_INTERVAL = 2.0
+AT_ONCE = 50_000
+"""Bytes of the names of custom device states that are asked for at once, and of all of them at most."""
+MOST_NAMES = 100 * AT_ONCE
 
 
 class Poller:
@@ -61,7 +67,8 @@ class Poller:
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None
-            self._take_back(self._token)
+            if self._token:  # else the session was there, and its end is waited for
+                self._take_back(self._token)
 
     async def script(self, session: Session) -> None:
         """The AGI script ``poll``: 1 the token of its call file."""
@@ -75,23 +82,26 @@ class Poller:
             self._opening.cancel()
             self._opening = None
         if not self._needed():
+            self._attempts = 0
             self._take_back(token)
             return
         self._log("poll session open")
         self._open_sessions += 1
         try:
-            await self._watcher.serve(_AgiLine(session, self._answered), always=False)
+            await self._watcher.serve(_AgiLine(session, self._lives), always=False)
+            self._lives()
         except LineLost as error:
             self._log(f"poll session lost: {error}")
         finally:
             self._open_sessions -= 1
             self._take_back(token)
-            if self._attempts and self._needed():  # it was opened, and never answered: not at once again
-                self._opening = self._reactor.callLater(self._patience(), self._open)
+            if self._attempts and self._needed():  # it was lost as soon as it was opened: not at once again
+                pause = _doubled(AGAIN_AFTER, self._attempts - 1)
+                self._opening = self._reactor.callLater(pause, self._open)
             else:
                 self.look()
 
-    def _answered(self) -> None:
+    def _lives(self) -> None:
         self._attempts = 0
 
     def _needed(self) -> bool:
@@ -104,7 +114,7 @@ class Poller:
         self._opening = None
         if not self._needed():
             return
-        wait = self._patience()
+        wait = _doubled(OPEN_WITHIN, self._attempts - 2)
         self._attempts += 1
         if self._attempts == 3:
             self._log(
@@ -112,34 +122,34 @@ class Poller:
                 "and can it read the files we put into its spool?"
             )
         self._token = self._new_token()
-        done = self._thread.run(self._spool.deposit, poll_name(self._token), poll_text(self._token))
+        done = self._thread.run(self._thread.spool.deposit, poll_name(self._token), poll_text(self._token))
         done.addErrback(self._say)
         self._opening = self._reactor.callLater(wait, self._open)
 
-    def _patience(self) -> float:
-        return min(OPEN_AT_MOST, OPEN_WITHIN * 2.0 ** min(10, max(0, self._attempts - 2)))
-
-    @property
-    def _spool(self) -> Spool:
-        return self._thread.spool
-
     def _take_back(self, token: str) -> None:
-        self._thread.run(self._spool.remove, poll_name(token)).addErrback(self._say)
+        self._thread.run(self._thread.spool.remove, poll_name(token)).addErrback(self._say)
 
     def _say(self, failure: Failure) -> None:
         self._log(failure.getErrorMessage())
 
 
+def _doubled(seconds: float, times: int) -> float:
+    return float(min(AT_MOST, seconds * 2.0 ** min(10, max(0, times))))
+
+
 class _AgiLine:
     """An open poll session, as a line to Asterisk."""
 
-    at_least = 0.0
     events = False
     beat = SHUTDOWN_INTERVAL
 
-    def __init__(self, session: Session, answered: Callable[[], None]) -> None:
+    def __init__(self, session: Session, lives: Callable[[], None]) -> None:
+        """``lives()`` is called when Asterisk lets the session go on: it was not lost as soon as it was there."""
         self._session = session
-        self._answered = answered
+        self._lives = lives
+
+    def at_least(self, device: Device) -> float:
+        return 0.0
 
     async def ask(self, expression: str) -> str:
         return await self._value(f"${{{expression}}}")
@@ -150,7 +160,6 @@ class _AgiLine:
             await self._session.set_variable(name, value)
         except AGIException as error:
             raise LineLost(str(error)) from error
-        self._answered()
 
     async def hang_up(self, channel: str) -> None:
         try:
@@ -161,11 +170,16 @@ class _AgiLine:
         except AGIException as error:
             if self._session.hung_up:
                 raise LineLost(str(error)) from error
-        self._answered()
 
     async def lamps(self) -> list[str]:
-        known = await self.ask("DB_KEYS(CustomDevstate)")
-        devices = [f"Custom:{name}" for name in known.split(",")]
+        # FreePBX keeps several states for each extension: all their names may be more than fits into one answer.
+        known = b""
+        while len(known) % AT_ONCE == 0 and len(known) < MOST_NAMES:
+            part = await self.ask(f"DB_KEYS(CustomDevstate):{len(known)}:{AT_ONCE}")
+            if not part:
+                break
+            known += part.encode("utf-8", "surrogateescape")
+        devices = [f"Custom:{name}" for name in known.decode("utf-8", "replace").split(",")]
         return [device for device in devices if device.startswith(PREFIX)]
 
     def idle(self, idle: bool) -> None:
@@ -179,7 +193,10 @@ class _AgiLine:
         except AGIException as error:
             raise LineLost(str(error)) from error
         if await self._value("${DIALSTATUS}") != "BUSY":
-            raise LineLost("Asterisk lets no call begin any more: it is being stopped")
+            raise LineLost(
+                "Asterisk lets no call begin: it is being stopped, or is full, or its cc-poll is not ours"
+            )
+        self._lives()
 
     async def _value(self, expression: str) -> str:
         try:
@@ -187,5 +204,4 @@ class _AgiLine:
             value = await self._session.get_full_variable(expression)
         except AGIException as error:
             raise LineLost(str(error)) from error
-        self._answered()
         return value or ""

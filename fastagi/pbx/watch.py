@@ -38,12 +38,15 @@ class Line(lamp.Line, Protocol):
     ``ask`` gives the value of a dialplan function, ``set`` gives it one.
     """
 
-    at_least: float
-    """Seconds between two looks at the same device, where it is wanted more often."""
-    events: bool
-    """Each change is told besides, so that it costs nothing to watch a device."""
+    @property
+    def events(self) -> bool:
+        """Each change is told besides, so that it costs nothing to watch a device."""
+
     beat: float
     """Seconds between two of its own `check`."""
+
+    def at_least(self, device: Device) -> float:
+        """Seconds between two looks at the same device, where it is wanted more often."""
 
     async def check(self) -> None:
         """See if this line may be kept up."""
@@ -84,7 +87,7 @@ class _DeviceQuestion:
         self._states = states
 
     def every(self, line: Line) -> float:
-        return max(self.interval, line.at_least)
+        return max(self.interval, line.at_least(self._device))
 
     def answered(self, value: str) -> None:
         self._states.seen(self._device, value)
@@ -164,7 +167,7 @@ class Watcher:
 
     def show(self, extension: Number, state: str) -> None:
         """The lamp of this extension shows ``state`` from now on."""
-        self._lamps.show(extension, state)
+        self._lamps.show(extension, state, there=self.line is not None)
         self._look()
 
     @property
@@ -225,6 +228,8 @@ class Watcher:
             self.changed()
 
     def _push(self, at: float, question: Question) -> None:
+        if self.line is None:
+            return  # the next one begins with every question
         self._serial += 1
         question.turn = self._serial
         heapq.heappush(self._due, (at, self._serial, question))

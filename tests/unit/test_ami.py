@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import twisted.internet.error
 from asterisk.manager import ManagerAuthException, ManagerException, ManagerSocketException
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from fastagi.errors import FastagiError
-from fastagi.pbx.ami import Ami, AmiError, AmiLost, AmiRefused, Login, try_login
+from fastagi.pbx.ami import REFUSED_PAUSE, Ami, AmiDenied, AmiError, AmiLost, AmiRefused, Login, try_login
 from fastagi.pbx.amilink import ANSWER_WITHIN, DEAD_AFTER, MAX_LISTED, MAX_WAITING, PING_AFTER
 from fastagi.pbx.amiwire import MAX_LINE, MAX_LINES, MAX_MESSAGE, Framer, Message, render
 
@@ -245,7 +247,10 @@ def test_a_wrong_password_is_said_once_and_again_after_it_had_worked() -> None:
         office.says(office.refuses(office.greets(), "Authentication failed"))
         office.advance()
         assert office.wire.lost and not office.ami.connected
-        office.advance(10)
+        tries = office.tries
+        office.advance(REFUSED_PAUSE - 1)
+        assert office.tries == tries, "lest the address is banned"
+        office.advance(2)
 
     for _ in range(5):
         refused()
@@ -257,6 +262,24 @@ def test_a_wrong_password_is_said_once_and_again_after_it_had_worked() -> None:
     refused()
     refused()
     assert office.log[1] == CONNECTED and office.log[3:] == [line]
+
+
+def test_what_runs_over_it_is_run_again_soon_if_it_had_run_for_long() -> None:
+    began: list[float] = []
+
+    async def up(ami: Ami) -> None:
+        began.append(office.reactor.seconds())
+        await deferLater(office.reactor, 400.0)
+        raise AmiError("Asterisk did not answer Getvar within 5 s")
+
+    office = Office(up=up)
+    office.ami.start()
+    office.welcomes()
+    for _ in range(3000):
+        office.advance(1)
+        office.says(b"Event: Other\r\n\r\n")  # it lives
+    assert len(began) >= 6 and all(later - earlier < 402 for earlier, later in pairwise(began))
+    assert len([line for line in office.log if "Getvar" in line]) == len(began) - 1
 
 
 def test_the_same_reason_is_said_again_after_it_had_worked() -> None:
@@ -572,7 +595,7 @@ def test_a_refusal_is_a_sentence() -> None:
     ended = outcome(office.ami.hang_up("PJSIP/1-00000001"))
     office.says(office.refuses(office.heard()[0], "No such channel\x1b[1m"))
     [error] = ended
-    assert type(error) is AmiError and str(error) == "Asterisk refuses Hangup: No such channel?[1m"
+    assert type(error) is AmiDenied and str(error) == "Asterisk refuses Hangup: No such channel?[1m"
 
 
 def test_only_the_answer_is_the_answer() -> None:

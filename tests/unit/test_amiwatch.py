@@ -9,9 +9,9 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
-from fastagi.completion.model import hint
-from fastagi.pbx.ami import AmiError, AmiLost
-from fastagi.pbx.amiwatch import NET, AmiLine, AmiWatch, Originates
+from fastagi.completion.model import Device, hint
+from fastagi.pbx.ami import AmiDenied, AmiError, AmiLost
+from fastagi.pbx.amiwatch import AmiLine, AmiWatch, Originates
 from fastagi.pbx.callfile import CallFileError
 from fastagi.pbx.watch import LineLost
 from tests.unit.test_ami import Office, errors, outcome, text
@@ -29,8 +29,11 @@ class FakeAmi:
         self.known: dict[str, str] = {}
         self.error: AmiError | None = None
         self.held: Deferred[None] | None = None
+        self.forbidden = ""
 
     async def ask(self, expression: str) -> str:
+        if expression == self.forbidden:
+            raise AmiDenied("Asterisk refuses Getvar: GetVar Access Forbidden: Variable")
         return await self._or_fails(self.line.ask(expression))
 
     async def set(self, variable: str, value: str) -> None:
@@ -71,9 +74,47 @@ class Watched:
 # The line
 
 
-def test_it_asks_seldom_and_needs_no_check() -> None:
+def test_it_needs_no_check() -> None:
     line = AmiLine(FakeAmi(Desk()), [])  # type: ignore[arg-type]
-    assert (line.at_least, NET) == (10.0, 10.0) and line.beat >= 3600
+    assert line.beat >= 3600
+
+
+def test_what_events_tell_of_is_asked_for_seldom_and_all_else_as_often_as_it_is_wanted() -> None:
+    """A user without read=call is told nothing, nor is one behind a filter."""
+    watched = Watched()
+    desk, line = watched.desk, watched.ami.line
+    line.state = {of(BOB): "NOT_INUSE", "EXTENSION_STATE(2000@phones)": "NOT_INUSE"}
+    desk.watcher.watch({BOB: 1.0, HINT: 1.0}, NOBODY)
+    watched.up()
+
+    def asked() -> tuple[int, int, bool]:
+        """In 100 s: for the device, for the hint; and whether it costs nothing to watch more."""
+        line.told()
+        for _ in range(1000):
+            desk.clock.advance(0.1)
+        told = line.told()
+        return told.count(of(BOB)), told.count("EXTENSION_STATE(2000@phones)"), desk.watcher.eager
+
+    bob, his_hint, eager = asked()
+    assert abs(bob - 100) <= 2 and abs(his_hint - 100) <= 2 and not eager
+    watched.watch.device_state("PJSIP/3000", "INUSE")
+    bob, his_hint, eager = asked()
+    assert bob <= 11 and abs(his_hint - 100) <= 2 and eager
+    watched.watch.extension_state("3000", "phones")
+    bob, his_hint, eager = asked()
+    assert bob <= 11 and his_hint <= 11 and eager
+
+
+def test_a_name_that_asterisk_lets_nobody_ask_for_takes_away_no_other() -> None:
+    watched = Watched()
+    odd = Device("PJSIP/SHELL-lobby")
+    watched.ami.forbidden = of(odd)
+    watched.ami.line.state = {of(BOB): "INUSE"}
+    watched.desk.watcher.watch({odd: 1.0, BOB: 1.0}, NOBODY)
+    over = watched.up()
+    watched.desk.clock.advance(30)
+    assert not over.called and watched.desk.events == [{BOB: "in use"}]
+    assert len(watched.desk.log) == 1 and str(odd) in watched.desk.log[0]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +122,9 @@ def test_it_asks_seldom_and_needs_no_check() -> None:
     [lambda line: line.ask(of(BOB)), lambda line: line.set(of(BOB), "INUSE")],
     ids=["ask", "set"],
 )
-@pytest.mark.parametrize("error", [AmiError("Asterisk refuses Getvar: no"), AmiLost("it is gone")])
+@pytest.mark.parametrize(
+    "error", [AmiDenied("Asterisk refuses Getvar: Asterisk is shutting down"), AmiLost("it is gone")]
+)
 def test_what_amis_actions_fail_with_is_the_end_of_the_line(
     speak: Callable[[AmiLine], Coroutine[Any, Any, Any]], error: AmiError
 ) -> None:
@@ -94,11 +137,12 @@ def test_what_amis_actions_fail_with_is_the_end_of_the_line(
 def test_a_channel_that_is_gone_is_hung_up_already_and_a_connection_that_is_gone_is_not() -> None:
     ami = FakeAmi(Desk())
     line = AmiLine(ami, [])  # type: ignore[arg-type]
-    ami.error = AmiError("Asterisk refuses Hangup: No such channel")
+    ami.error = AmiDenied("Asterisk refuses Hangup: No such channel")
     assert outcome(line.hang_up("Local/1;2")) == [None]
-    ami.error = AmiLost("the connection is lost")
-    [ended] = outcome(line.hang_up("Local/1;2"))
-    assert isinstance(ended, LineLost)
+    for error in AmiLost("the connection is lost"), AmiError("Asterisk did not answer Hangup within 5 s"):
+        ami.error = error
+        [ended] = outcome(line.hang_up("Local/1;2"))
+        assert isinstance(ended, LineLost)
 
 
 def test_the_lamps_are_those_that_were_listed() -> None:

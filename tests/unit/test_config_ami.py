@@ -158,10 +158,13 @@ def test_a_folder_is_no_secret(ami: Callable[..., Ami], tmp_path: Path) -> None:
 def told(tmp_path: Path) -> Callable[..., dict[str, tuple[str, str]]]:
     """Each check with its result and its sentence; ``spool`` is there or is not."""
 
-    def told(port: int, secret: str | None = SECRET, recall: str = "callfile") -> dict[str, tuple[str, str]]:
+    def told(
+        port: int, secret: str | None = SECRET, recall: str = "callfile", mode: int = 0o640
+    ) -> dict[str, tuple[str, str]]:
         path = tmp_path / "ami.secret"
         if secret is not None:
             path.write_text(secret)
+            path.chmod(mode)
         file = tmp_path / "fastagi.yaml"
         file.write_text(
             f"store: {tmp_path}/fastagi.db\nasterisk:\n  spool: {tmp_path}/spool\n  temp: {tmp_path}/temp\n"
@@ -186,6 +189,14 @@ def test_check_tells_of_a_password_that_is_refused_and_not_the_password(
     result, sentence = found["ami"]
     assert result == "fault" and "Authentication failed" in sentence and f"127.0.0.1:{port}" in sentence
     assert not any(SECRET in sentence for _, sentence in found.values())
+
+
+@pytest.mark.parametrize("mode, open_", [(0o600, False), (0o640, False), (0o644, True)])
+def test_check_tells_of_a_secret_that_everybody_may_read(
+    told: Callable[..., dict[str, tuple[str, str]]], tmp_path: Path, mode: int, open_: bool
+) -> None:
+    sentence = f"{tmp_path}/ami.secret is open to everybody: chmod o= closes it"
+    assert told(1, mode=mode).get("ami secret") == (("note", sentence) if open_ else None)
 
 
 def test_check_tells_of_a_secret_that_is_not_there(

@@ -462,7 +462,18 @@ def test_a_name_in_asterisks_list_that_is_no_extensions_is_left_alone(name: str)
 
 def test_going_down_nothing_is_pending() -> None:
     lamps = Lamps(dark=lambda extension: "NOT_INUSE")
-    lamps.show(ALICE, "INUSE")
+    lamps.show(ALICE, "INUSE", there=True)
     assert lamps.pending() and lamps.urgent()
     lamps.stop()
     assert not lamps.pending() and not lamps.urgent()
+
+
+def test_while_no_line_is_there_nothing_piles_up() -> None:
+    lamps = Lamps(dark=lambda extension: "NOT_INUSE")
+    for state in ("INUSE", "RINGING", "INUSE"):
+        lamps.show(ALICE, state, there=False)
+    assert lamps.pending() and not lamps.urgent()
+    lamps.new_line()
+    assert lamps.pending() and not lamps.urgent()
+    lamps.stop()
+    assert not lamps.pending()

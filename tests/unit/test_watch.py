@@ -31,8 +31,9 @@ class FakeLine:
     """A line to an Asterisk whose ``state`` one writes; ``held``: what is said waits for `release`."""
 
     def __init__(self, clock: Clock, name: str, at_least: float = 0.0, beat: float = 2.0) -> None:
-        self.at_least, self.beat, self.name = at_least, beat, name
+        self.beat, self.name = beat, name
         self.events = at_least > 0
+        self._at_least = at_least
         self.state: dict[str, str] = {}
         self.lit: list[str] = []
         self.said: list[tuple[float, str]] = []
@@ -41,6 +42,9 @@ class FakeLine:
         self.held: set[str] = set()
         self._waiting: list[Deferred[None]] = []
         self._clock = clock
+
+    def at_least(self, device: Device) -> float:
+        return self._at_least
 
     async def ask(self, expression: str) -> str:
         await self._say(expression)
@@ -581,9 +585,12 @@ class PbxLine:
     beat = 2.0
 
     def __init__(self, world: Pbx, at_least: float) -> None:
-        self.at_least = at_least
+        self._at_least = at_least
         self.events = at_least > 0
         self._world = world
+
+    def at_least(self, device: Device) -> float:
+        return self._at_least
 
     async def ask(self, expression: str) -> str:
         self._world.asked.append(expression)
