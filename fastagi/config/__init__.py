@@ -13,7 +13,6 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -36,17 +35,15 @@ from fastagi.completion.model import (
     hint,
     number,
 )
+from fastagi.config.plain import NUMBER, Location, shown, where
+from fastagi.config.source import MAX_BYTES, Source
 from fastagi.directory import Directory, Pattern
 from fastagi.errors import ConfigError
 from fastagi.sip.trunk import Address, Trunk
 from fastagi.sip.uri import Malformed, Uri
 
 DEFAULT_PATH = Path("/etc/fastagi/fastagi.yaml")
-MAX_BYTES = 1_000_000
-MAX_DEPTH = 20
 _MAX_SECRET = 1000
-MAX_VALUES = 250_000
-"""Keys and values of a file with its aliases written out: a small file can stand for a huge one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ def load(path: Path | None) -> Config:
         data = b""
     except OSError as error:
         raise ConfigError([f"{where} cannot be read: {error.strerror}"]) from None
-    source = _Source(where.name, data)
+    source = Source(where.name, data)
     _look_across(source)
     try:
         whole = _File.model_validate(source.content)
@@ -207,16 +204,8 @@ def resolved(trunk: Trunk, own_address: Callable[[Address], str]) -> Trunk:
 # ------------------------------------------------------------------------------------- what each key allows
 
 
-class _Quoted(str):
-    """A scalar that was in quotes: text, even where it looks like a number."""
-
-
-_DECIMAL = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)", re.ASCII)
-
-
 def _decimal(value: object) -> object:
-    # YAML 1.1 would take 0100 for 64 and 1:30 for 90: here these stay text, and text is no number.
-    if type(value) is str and _DECIMAL.fullmatch(value):
+    if type(value) is str and NUMBER.fullmatch(value):
         return float(value) if "." in value else int(value)
     return value
 
@@ -606,137 +595,6 @@ class _File(_Section):
     ] = {}
 
 
-# ------------------------------------------------------------------- the file, and the line of each key
-
-_Location = tuple[int | str, ...]
-_MERGE = "tag:yaml.org,2002:merge"
-_NULL = "tag:yaml.org,2002:null"
-
-
-class _Loader(yaml.SafeLoader):
-    """Only composes nodes, in bounded depth; nothing is constructed from them, so tags have no meaning."""
-
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        peek: Callable[[], Any] = self.peek_event
-        event = peek()
-        if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem="a tag (!...) is not allowed", problem_mark=event.start_mark)
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            problem = f"at most {MAX_DEPTH} levels are allowed"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-
-class _Source:
-    """One file: its content as plain values, the line of each, and the faults found in it so far.
-
-    A scalar is its own text, as written: 0100 stays "0100", and what wants a number makes one of it.
-    """
-
-    def __init__(self, name: str, data: bytes) -> None:
-        self._name = name
-        self._lines: dict[_Location, int] = {}
-        self._faults: list[tuple[int, str]] = []
-        self._values = 0
-        node = self._compose(data)
-        self.content = self._plain(node, (), 0) if node else {}
-
-    def line(self, at: _Location) -> int:
-        """The line of this key; of a missing one, that of the section it would be in."""
-        while at not in self._lines and at:
-            at = at[:-1]
-        return self._lines.get(at, 1)
-
-    def fault(self, at: _Location, sentence: str) -> None:
-        self._faults.append((self.line(at), sentence))
-
-    def raise_faults(self) -> None:
-        if self._faults:
-            ordered = dict.fromkeys(sorted(self._faults, key=lambda fault: fault[0]))
-            raise ConfigError([f"{self._name}, line {line}: {sentence}" for line, sentence in ordered])
-
-    def _compose(self, data: bytes) -> yaml.Node | None:
-        if len(data) > MAX_BYTES:
-            raise ConfigError([f"{self._name} is too large: at most {MAX_BYTES} bytes are allowed"])
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise self._broken(data.count(b"\n", 0, error.start), "it is not UTF-8") from None
-        try:
-            loader = _Loader(text)
-            try:
-                node: yaml.Node | None = loader.get_single_node()
-                return node
-            finally:
-                loader.dispose()
-        except yaml.reader.ReaderError as error:
-            character = f"the character U+{ord(text[error.position]):04X} is not allowed"
-            raise self._broken(text.count("\n", 0, error.position), character) from None
-        except yaml.MarkedYAMLError as error:
-            problem = ", ".join(filter(None, (error.context, error.problem)))
-            if "undefined alias" in problem:
-                problem += "; numbers that begin with * are to be in quotes"
-            mark = error.problem_mark or error.context_mark
-            raise self._broken(mark.line if mark else 0, problem) from None
-
-    def _broken(self, line: int, problem: str) -> ConfigError:
-        return ConfigError([f"{self._name}, line {line + 1}: the file cannot be read: {problem}"])
-
-    def _plain(self, node: yaml.Node, at: _Location, depth: int) -> object:
-        self._lines.setdefault(at, node.start_mark.line + 1)
-        self._count(node, depth)
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, at, depth)
-        if not isinstance(node, yaml.ScalarNode):
-            return [self._plain(item, (*at, place), depth + 1) for place, item in enumerate(node.value)]
-        if node.tag == _NULL:
-            return None
-        return str(node.value) if node.style is None else _Quoted(node.value)
-
-    def _mapping(self, node: yaml.MappingNode, at: _Location, depth: int) -> dict[str, object]:
-        found: dict[str, object] = {}
-        first: dict[str, int] = {}
-        merged: list[yaml.Node] = []
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                self._faults.append(
-                    (line, f"a key in {_where(at)} is a list or a mapping: one word is allowed")
-                )
-            elif key.tag == _MERGE:
-                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
-            elif key.value in found:
-                sentence = f"is there twice, first in line {first[key.value]}: once is allowed"
-                self._faults.append((line, f"{_where((*at, key.value))} {sentence}"))
-            else:
-                first[key.value] = line
-                self._lines.setdefault((*at, key.value), line)
-                found[key.value] = self._plain(value, (*at, key.value), depth + 1)
-        for other in merged:
-            self._count(other, depth + 1)
-            if isinstance(other, yaml.MappingNode):
-                found = self._mapping(other, at, depth + 1) | found
-            else:
-                sentence = f"<< in {_where(at)} is no mapping: an alias of a mapping is allowed"
-                self._faults.append((other.start_mark.line + 1, sentence))
-        return found
-
-    def _count(self, node: yaml.Node, depth: int) -> None:
-        # Here the aliases are followed, so an alias within its own anchor ends here too.
-        self._values += 1
-        if self._values > MAX_VALUES or depth > MAX_DEPTH:
-            raise self._broken(
-                node.start_mark.line,
-                f"it is too large when its aliases are written out: {MAX_VALUES} values in {MAX_DEPTH} levels"
-                " are allowed",
-            )
-
-
 # ------------------------------------------------------------------------------------------- the sentences
 
 _SECTIONS: dict[str, type[_Section]] = {
@@ -752,24 +610,24 @@ _KEYS = (
 )
 
 
-def _sentence(at: _Location, kind: str, value: object) -> str:
+def _sentence(at: Location, kind: str, value: object) -> str:
     """A fault that pydantic found, in our words."""
     if kind == "extra_forbidden":
         return _unknown(at)
     if kind in ("model_type", "dict_type"):
-        return f"{_where(at)} is {_shown(value)}: a mapping of keys to values is allowed"
+        return f"{where(at)} is {shown(value)}: a mapping of keys to values is allowed"
     if kind == "missing":
-        return f"{_where(at)} is missing: {_allowed(at)} is needed"
+        return f"{where(at)} is missing: {_allowed(at)} is needed"
     if at[-1:] == ("[key]",) and at[0] == "trunks":
-        return f"{_where(at[:-1])} is no name of a trunk: 1 to 40 letters, digits, _ . or - are allowed"
+        return f"{where(at[:-1])} is no name of a trunk: 1 to 40 letters, digits, _ . or - are allowed"
     if at[-1:] == ("[key]",):
-        return f"{_where(at[:-1])} is neither a number nor a pattern: {_KEYS} is allowed"
+        return f"{where(at[:-1])} is neither a number nor a pattern: {_KEYS} is allowed"
     if kind == "too_long" and isinstance(value, list):
-        return f"{_where(at)} is a list of {len(value)}: {_allowed(at)} is allowed"
-    return f"{_where(at)} is {_shown(value)}: {_allowed(at)} is allowed"
+        return f"{where(at)} is a list of {len(value)}: {_allowed(at)} is allowed"
+    return f"{where(at)} is {shown(value)}: {_allowed(at)} is allowed"
 
 
-def _unknown(at: _Location) -> str:
+def _unknown(at: Location) -> str:
     keys = list(_section(at).model_fields)
     allowed = f"{', '.join(keys[:-1])} and {keys[-1]} are allowed"
     name = str(at[-1])[:60]
@@ -778,17 +636,17 @@ def _unknown(at: _Location) -> str:
         hint = f" (it belongs in {' or '.join(homes)})"
     elif near := difflib.get_close_matches(name, keys, n=1):
         hint = f" (did you mean {near[0]}?)"
-    return f"{_where(at)} is not a key here{hint}: {allowed}"
+    return f"{where(at)} is not a key here{hint}: {allowed}"
 
 
-def _section(at: _Location) -> type[_Section]:
+def _section(at: Location) -> type[_Section]:
     """Whose key this is."""
     if at[:2] == ("asterisk", "ami") and len(at) > 2:
         return _AmiSection
     return _File if len(at) == 1 else _SECTIONS[str(at[0])]
 
 
-def _allowed(at: _Location) -> str:
+def _allowed(at: Location) -> str:
     at = at[:-1] if isinstance(at[-1], int) else at  # of an item, the sentence about its list tells
     field = _section(at).model_fields[str(at[-1])]
     bounds = {
@@ -800,46 +658,12 @@ def _allowed(at: _Location) -> str:
     return f"{field.description} from {bounds['ge']} to {bounds['le']}" if bounds else str(field.description)
 
 
-def _where(at: _Location) -> str:
-    return " / ".join(_step(at, place) for place in range(len(at))) or "the file"
-
-
-def _step(at: _Location, place: int) -> str:
-    step = at[place]
-    if isinstance(step, int):
-        return f"item {step + 1}"
-    if not step or len(step) > 60 or not step.isprintable():
-        return _shown(step)
-    return f'"{step}"' if at[:place] in (("extensions",), ("trunks",)) else step
-
-
-def _shown(value: object) -> str:
-    match value:
-        case None:
-            return "empty"
-        case dict():
-            return "a mapping"
-        case list():
-            return "a list" if value else "an empty list"
-        case _Quoted() if _DECIMAL.fullmatch(value):
-            return f"the text {_clipped(value)!r}"
-        case str() if _DECIMAL.fullmatch(value):
-            return _clipped(value)
-        case str():
-            return repr(_clipped(value))
-    return repr(value)
-
-
-def _clipped(text: str) -> str:
-    return str(text) if len(text) <= 60 else text[:60] + "..."
-
-
 # --------------------------------------------------------------------------- what one key alone cannot tell
 
 _T = TypeVar("_T")
 
 
-def _look_across(source: _Source) -> None:
+def _look_across(source: Source) -> None:
     """Faults between keys; read from the raw content, so that they are told beside all the others."""
     _look_across_paths(source)
     asterisk = _mapping_at(source.content, "asterisk")
@@ -847,31 +671,31 @@ def _look_across(source: _Source) -> None:
         sentence = "is 'originate', which goes through AMI: asterisk / ami is needed"
         source.fault(("asterisk", "recall"), f"asterisk / recall {sentence}")
     _look_across_trunks(source)
-    owners: dict[Hashable, _Location] = {}
+    owners: dict[Hashable, Location] = {}
     for key, entry in _mapping_at(source.content, "extensions").items():
-        at: _Location = ("extensions", key)
+        at: Location = ("extensions", key)
         if key.startswith("_"):
             if (pattern := _valid(Pattern, key)) and (other := owners.setdefault(pattern.rank, at)) != at:
                 same = f'the same pattern as "{other[1]}" in line {source.line(other)}'
-                source.fault(at, f"{_where(at)} is {same}: one entry for each is allowed")
+                source.fault(at, f"{where(at)} is {same}: one entry for each is allowed")
             continue
         at = (*at, "device")
         for named in _named_devices(entry):
             if (other := owners.setdefault(named, at)) != at:
                 same = f'{named}, as "{other[1]}" does in line {source.line(other)}'
-                source.fault(at, f"{_where(at)} names {same}: one exact number for each device is allowed")
+                source.fault(at, f"{where(at)} names {same}: one exact number for each device is allowed")
 
 
 def _named_devices(entry: object) -> tuple[Device, ...]:
     return _given(entry, "device", _devices, ()) or ()
 
 
-def _look_across_paths(source: _Source) -> None:
+def _look_across_paths(source: Source) -> None:
     section, defaults = _mapping_at(source.content, "asterisk"), _Asterisk()
     spool = _given(section, "spool", _path, defaults.spool)
     temp = _given(section, "temp", _path, defaults.temp)
     if temp and temp == spool:
-        sentence = f"is {_shown(str(temp))}, the spool itself: another folder of its file system is allowed"
+        sentence = f"is {shown(str(temp))}, the spool itself: another folder of its file system is allowed"
         source.fault(("asterisk", "temp"), f"asterisk / temp {sentence}")
     store = _given(source.content, "store", _path, _STORE)
     if not store:
@@ -879,17 +703,15 @@ def _look_across_paths(source: _Source) -> None:
     beside = store.parent / _SOCKET
     control = _given(_mapping_at(source.content, "fastagi"), "control", _path, beside)
     if control == store:
-        source.fault(
-            ("store",), f"store is {_shown(str(store))}, the control socket: another file is allowed"
-        )
+        source.fault(("store",), f"store is {shown(str(store))}, the control socket: another file is allowed")
 
 
-def _look_across_trunks(source: _Source) -> None:
+def _look_across_trunks(source: Source) -> None:
     taken: _Taken = {}
     if agi := _given(_mapping_at(source.content, "fastagi"), "listen", _listen, _Fastagi().listen):
         taken["tcp", agi[1]] = {agi[0]: ("fastagi", "listen")}
     phones = _phones(source)
-    endpoints: dict[str, _Location] = {}
+    endpoints: dict[str, Location] = {}
     for name, entry in _mapping_at(source.content, "trunks").items():
         seen = _Seen.read(("trunks", name), entry)
         _look_at_listen(source, seen, taken)
@@ -900,7 +722,7 @@ def _look_across_trunks(source: _Source) -> None:
             _look_at_endpoint(source, (*seen.at, "endpoint"), endpoint, phones, endpoints)
 
 
-_Taken = dict[tuple[str, int], dict[str, _Location]]
+_Taken = dict[tuple[str, int], dict[str, Location]]
 """Who listens: by transport and port, then by host."""
 
 
@@ -908,16 +730,16 @@ _Taken = dict[tuple[str, int], dict[str, _Location]]
 class _Seen:
     """The addresses of one trunk, as far as they are valid; whatever else is wrong with it."""
 
-    at: _Location
+    at: Location
     transport: str
     listen: Address | None
     public: Address | None
     asterisk: Address | None
-    peers: dict[_Location, Address]
+    peers: dict[Location, Address]
     allow: tuple[IPv4Network | IPv6Network, ...]
 
     @classmethod
-    def read(cls, at: _Location, entry: object) -> "_Seen":
+    def read(cls, at: Location, entry: object) -> "_Seen":
         transport, listen = _given(entry, "listen", _trunk_listen, None) or ("", None)
         return cls(
             at,
@@ -929,7 +751,7 @@ class _Seen:
             tuple(_items(entry, "allow", _network).values()),
         )
 
-    def theirs(self) -> dict[_Location, Address]:
+    def theirs(self) -> dict[Location, Address]:
         asterisk = {(*self.at, "asterisk"): self.asterisk} if self.asterisk else {}
         return asterisk | self.peers
 
@@ -943,19 +765,19 @@ class _Seen:
         return "listen" if everywhere or address == self.listen else ""
 
 
-def _look_at_listen(source: _Source, seen: _Seen, taken: _Taken) -> None:
+def _look_at_listen(source: Source, seen: _Seen, taken: _Taken) -> None:
     if not seen.listen:
         return
     at = (*seen.at, "listen")
     hosts = taken.setdefault((seen.transport, seen.listen.port), {})
     if other := _overlapping(seen.listen.host, hosts):
-        whose = f'"{other[1]}" in line {source.line(other)}' if other[0] == "trunks" else _where(other)
-        taken_by = f"is {_shown(f'{seen.transport}:{seen.listen}')}, which {whose} takes"
-        source.fault(at, f"{_where(at)} {taken_by}: another address or port is allowed")
+        whose = f'"{other[1]}" in line {source.line(other)}' if other[0] == "trunks" else where(other)
+        taken_by = f"is {shown(f'{seen.transport}:{seen.listen}')}, which {whose} takes"
+        source.fault(at, f"{where(at)} {taken_by}: another address or port is allowed")
     hosts.setdefault(seen.listen.host, at)
 
 
-def _overlapping(host: str, taken: dict[str, _Location]) -> _Location | None:
+def _overlapping(host: str, taken: dict[str, Location]) -> Location | None:
     """Who has this host's port already: 0.0.0.0 has that of every IPv4 address, [::] that of every address."""
     if host == "::":
         return next(iter(taken.values()), None)
@@ -965,7 +787,7 @@ def _overlapping(host: str, taken: dict[str, _Location]) -> _Location | None:
     return taken.get(host) or wide or taken.get("::")
 
 
-def _look_at_families(source: _Source, seen: _Seen) -> None:
+def _look_at_families(source: Source, seen: _Seen) -> None:
     public = {(*seen.at, "public"): seen.public} if seen.public else {}
     for at, address in (seen.theirs() | public).items():
         if seen.listen and _version(address) != _version(seen.listen):
@@ -973,13 +795,13 @@ def _look_at_families(source: _Source, seen: _Seen) -> None:
             _not_this(source, at, address, f"but listen is of {version}: an {version} address")
 
 
-def _look_at_our_own(source: _Source, seen: _Seen) -> None:
+def _look_at_our_own(source: Source, seen: _Seen) -> None:
     for at, address in seen.theirs().items():
         if key := seen.key_of(address):
             _not_this(source, at, address, f"which is our own ({key}): another address or port")
 
 
-def _look_at_asterisk(source: _Source, seen: _Seen) -> None:
+def _look_at_asterisk(source: Source, seen: _Seen) -> None:
     """It and the peers must be told apart by what a packet comes from: with tcp that is the IP address alone."""
     if not (asterisk := seen.asterisk):
         return
@@ -992,13 +814,13 @@ def _look_at_asterisk(source: _Source, seen: _Seen) -> None:
         _not_this(source, at, asterisk, "and allow has that IP address too: with tcp another one")
 
 
-def _not_this(source: _Source, at: _Location, address: Address, sentence: str) -> None:
-    source.fault(at, f"{_where(at)} is {_shown(str(address))}, {sentence} is allowed")
+def _not_this(source: Source, at: Location, address: Address, sentence: str) -> None:
+    source.fault(at, f"{where(at)} is {shown(str(address))}, {sentence} is allowed")
 
 
-def _phones(source: _Source) -> dict[str, _Location]:
+def _phones(source: Source) -> dict[str, Location]:
     """The endpoints that entries of extensions name, each with the first that does."""
-    found: dict[str, _Location] = {}
+    found: dict[str, Location] = {}
     for key, entry in _mapping_at(source.content, "extensions").items():
         for named in _named_devices(entry):
             found.setdefault(named.removeprefix("PJSIP/"), ("extensions", key, "device"))
@@ -1006,13 +828,13 @@ def _phones(source: _Source) -> dict[str, _Location]:
 
 
 def _look_at_endpoint(
-    source: _Source,
-    at: _Location,
+    source: Source,
+    at: Location,
     endpoint: str,
-    phones: dict[str, _Location],
-    taken: dict[str, _Location],
+    phones: dict[str, Location],
+    taken: dict[str, Location],
 ) -> None:
-    is_this = f"{_where(at)} is {_shown(endpoint)}"
+    is_this = f"{where(at)} is {shown(endpoint)}"
     if (other := taken.setdefault(endpoint, at)) != at:
         same = f'{is_this}, as that of "{other[1]}" in line {source.line(other)}'
         source.fault(at, f"{same}: an endpoint of its own for each trunk is allowed")
