@@ -5,11 +5,9 @@ returns needs no further check.  Whether the folders exist and may be written is
 """
 
 import difflib
-import os
-import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, replace
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,24 +21,13 @@ from pydantic import (
     model_validator,
 )
 
-from fastagi.completion.model import (
-    Device,
-    Extension,
-    Invalid,
-    Limits,
-    Number,
-    Settings,
-    device,
-    devices,
-    hint,
-    number,
-)
-from fastagi.config.plain import NUMBER, Location, shown, where
+from fastagi.completion.model import Device, Extension, Limits, Number, Settings
+from fastagi.config import values
+from fastagi.config.plain import Location, shown, where
 from fastagi.config.source import MAX_BYTES, Source
 from fastagi.directory import Directory, Pattern
 from fastagi.errors import ConfigError
 from fastagi.sip.trunk import Address, Trunk
-from fastagi.sip.uri import Malformed, Uri
 
 DEFAULT_PATH = Path("/etc/fastagi/fastagi.yaml")
 _MAX_SECRET = 1000
@@ -143,8 +130,8 @@ def _config(file: "_File") -> Config:
         for key, entry in file.extensions.items()
     }
     return Config(
-        listen_host=file.fastagi.listen[0],
-        listen_port=file.fastagi.listen[1],
+        listen_host=file.fastagi.listen.host,
+        listen_port=file.fastagi.listen.port,
         allow=tuple(file.fastagi.allow),
         spool=file.asterisk.spool,
         temp=file.asterisk.temp,
@@ -180,9 +167,9 @@ def _trunk(name: str, entry: "_Trunk") -> Trunk:
 
 def _asterisk_beside(listen: Address | None) -> Address:
     """The default: on this machine, where it sends to ``listen`` from."""
-    if listen and listen.host not in _WILDCARDS:
+    if listen and listen.host not in values.WILDCARDS:
         return Address(listen.host, 5060)
-    return Address("::1" if listen and _version(listen) == 6 else "127.0.0.1", 5060)
+    return Address("::1" if listen and values.version(listen) == 6 else "127.0.0.1", 5060)
 
 
 def resolved(trunk: Trunk, own_address: Callable[[Address], str]) -> Trunk:
@@ -192,7 +179,7 @@ def resolved(trunk: Trunk, own_address: Callable[[Address], str]) -> Trunk:
     """
 
     def real(ours: Address, to: Address) -> Address:
-        return ours._replace(host=own_address(to)) if ours.host in _WILDCARDS else ours
+        return ours._replace(host=own_address(to)) if ours.host in values.WILDCARDS else ours
 
     return replace(
         trunk,
@@ -201,186 +188,7 @@ def resolved(trunk: Trunk, own_address: Callable[[Address], str]) -> Trunk:
     )
 
 
-# ------------------------------------------------------------------------------------- what each key allows
-
-
-def _decimal(value: object) -> object:
-    if type(value) is str and NUMBER.fullmatch(value):
-        return float(value) if "." in value else int(value)
-    return value
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str):
-        return str(value)
-    raise ValueError("no text")
-
-
-def _name(value: object) -> str:
-    text = _text(value)
-    if len(text) > 80 or not text.isprintable() or set(text) & set('"<>\\'):
-        raise ValueError("no caller ID name")
-    return text
-
-
-_DIALSTRING_PART = re.compile(r"""[A-Za-z][A-Za-z0-9]*/[^\s&,;$"'`\\]+""", re.ASCII)
-
-
-def _dialstring(value: object) -> str:
-    text = _text(value)
-    if len(text) > 400 or not text.isascii() or not text.isprintable():
-        raise ValueError("no dial string")
-    if not all(map(_DIALSTRING_PART.fullmatch, text.split("&"))):
-        raise ValueError("no dial string")
-    return text
-
-
-def _offer_digit(value: object) -> str:
-    text = _text(value)
-    if text != "off" and not re.fullmatch(r"[0-9*#]", text, re.ASCII):
-        raise ValueError("no digit")
-    return text
-
-
-def _alert_info(value: object) -> str:
-    """What stands in a SIP header, by way of a dialplan variable."""
-    text = _text(value)
-    if len(text) > 200 or not text.isascii() or not text.isprintable() or set(text) & set(",$\"'`\\()"):
-        raise ValueError("no Alert-Info")
-    return text
-
-
-def _hint(value: object) -> str:
-    text = _text(value)
-    try:
-        hint(text)
-    except Invalid as error:
-        raise ValueError(str(error)) from None
-    return text
-
-
-def _devices(value: object) -> tuple[Device, ...]:
-    try:
-        found = devices(_text(value))
-    except Invalid as error:
-        raise ValueError(str(error)) from None
-    if len(set(found)) < len(found):
-        raise ValueError("a device is named twice")
-    return found
-
-
-def _path(value: object) -> Path:
-    text = _text(value)
-    # normpath keeps two leading slashes, and Path would hide a folder's slash at the end.
-    if not text.startswith("/") or text.endswith("/") or not text.isprintable():
-        raise ValueError("not an absolute path")
-    return Path("/" + os.path.normpath(text).lstrip("/"))
-
-
-def _listen(value: object) -> tuple[str, int]:
-    parts = re.fullmatch(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([1-9][0-9]{0,4})", _text(value))
-    if not parts or int(parts[3]) > 65535:
-        raise ValueError("not ADDRESS:PORT")
-    address = ip_address(parts[1] or parts[2])
-    if address.version != (4 if parts[1] else 6):
-        raise ValueError("brackets are for IPv6")
-    return str(address), int(parts[3])
-
-
-_WILDCARDS = ("0.0.0.0", "::")
-
-
-def _version(address: Address) -> int:
-    return 6 if ":" in address.host else 4
-
-
-def _place(value: object) -> Address:
-    address = Address(*_listen(value))
-    ip = ip_address(address.host)
-    if ip.is_multicast or (isinstance(ip, IPv6Address) and ip.ipv4_mapped):
-        raise ValueError("not the address of one machine, or an IPv4 address in the dress of IPv6")
-    return address
-
-
-def _address(value: object) -> Address:
-    if (address := _place(value)).host in _WILDCARDS:
-        raise ValueError("nobody's address")
-    return address
-
-
-def _trunk_listen(value: object) -> tuple[str, Address]:
-    transport, _, place = _text(value).partition(":")
-    if transport not in ("udp", "tcp"):
-        raise ValueError("neither udp nor tcp")
-    return transport, _place(place)
-
-
-def _endpoint(value: object) -> str:
-    text = _text(value)
-    try:
-        device(f"PJSIP/{text}")
-    except Invalid as error:
-        raise ValueError(str(error)) from None
-    return text
-
-
-def _subscribe_from(value: object) -> str:
-    """``caller``, or what can stand between the < and > of a From."""
-    if (text := _text(value)) == "caller":
-        return text
-    if len(text) > 400 or not text.isascii() or not text.isprintable() or set(text) & set(' "<>'):
-        raise ValueError("no URI to send from")
-    try:
-        uri = Uri.parse(text)
-    except Malformed as error:
-        raise ValueError(str(error)) from None
-    if uri.scheme != "sip" or not uri.host or uri.headers:
-        raise ValueError("no sip URI of somebody")
-    return text
-
-
-_YES_OR_NO = {"yes": True, "true": True, "no": False, "false": False}
-
-
-def _yes_or_no(value: object) -> bool:
-    if (text := _text(value)) not in _YES_OR_NO:
-        raise ValueError("neither yes nor no")
-    return _YES_OR_NO[text]
-
-
-_TRUNK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}", re.ASCII)
-
-
-def _host(value: object) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", text := _text(value), re.ASCII):
-        raise ValueError("no host")
-    return text
-
-
-def _username(value: object) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", text := _text(value), re.ASCII):
-        raise ValueError("no user name")
-    return text
-
-
-def _trunk_name(value: object) -> str:
-    if not _TRUNK_NAME.fullmatch(text := _text(value)):
-        raise ValueError("no name of a trunk")
-    return text
-
-
-def _network(value: object) -> IPv4Network | IPv6Network:
-    if "%" in (text := _text(value)):
-        raise ValueError("no zones")
-    return ip_network(text)
-
-
-def _key(value: object) -> str:
-    text = _text(value)
-    try:
-        return Pattern(text).text if text.startswith("_") else number(text)
-    except Invalid as error:
-        raise ValueError(str(error)) from None
+# ------------------------------------------------------------------------------------------ the sections
 
 
 def _or_nothing(value: object) -> object:
@@ -390,28 +198,28 @@ def _or_nothing(value: object) -> object:
 
 # A field's description is the end of its sentence, "... is allowed"; bounds are added from the field itself.
 _Seconds = Annotated[
-    float, BeforeValidator(_decimal), Field(allow_inf_nan=False, description="a number of seconds")
+    float, BeforeValidator(values.decimal), Field(allow_inf_nan=False, description="a number of seconds")
 ]
 _Days = Annotated[
-    float, BeforeValidator(_decimal), Field(allow_inf_nan=False, description="a number of days")
+    float, BeforeValidator(values.decimal), Field(allow_inf_nan=False, description="a number of days")
 ]
-_Count = Annotated[int, BeforeValidator(_decimal), Field(description="a whole number")]
+_Count = Annotated[int, BeforeValidator(values.decimal), Field(description="a whole number")]
 _Timer = Annotated[_Seconds, Field(ge=1, le=604_800)]
 _Few = Annotated[_Count, Field(ge=1, le=10_000)]
 _Policy = Annotated[
-    Literal["generic", "never"], BeforeValidator(_text), Field(description="generic or never")
+    Literal["generic", "never"], BeforeValidator(values.text), Field(description="generic or never")
 ]
 _CALLER_ID_NAME = 'a text of at most 80 printable characters without ", <, > and \\'
-_Path = Annotated[Path, PlainValidator(_path), Field(description="an absolute path")]
+_Path = Annotated[Path, PlainValidator(values.path), Field(description="an absolute path")]
 _Networks = Annotated[
-    list[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]],
+    list[Annotated[IPv4Network | IPv6Network, PlainValidator(values.network)]],
     Field(description="a list of addresses and of networks (10.0.0.0/8: no bit set beyond the length)"),
 ]
 _ADDRESS = (
     "the IP address of one machine and a port from 1 to 65535, as 192.0.2.10:5060 or '[2001:db8::10]:5060',"
 )
-_Place = Annotated[Address | None, PlainValidator(_address), Field(description=_ADDRESS)]
-_YesOrNo = Annotated[bool, PlainValidator(_yes_or_no), Field(description="yes or no")]
+_Place = Annotated[Address | None, PlainValidator(values.address), Field(description=_ADDRESS)]
+_YesOrNo = Annotated[bool, PlainValidator(values.yes_or_no), Field(description="yes or no")]
 
 _BUILT_IN = Settings()
 _LIMITS = Limits()
@@ -430,34 +238,36 @@ class _Section(BaseModel):
 
 class _Fastagi(_Section):
     listen: Annotated[
-        tuple[str, int],
-        PlainValidator(_listen),
+        Address,
+        PlainValidator(values.listen),
         Field(description="an IP address and a port from 1 to 65535, as 127.0.0.1:4573 or '[::1]:4573',"),
-    ] = ("127.0.0.1", 4573)
+    ] = Address("127.0.0.1", 4573)
     allow: Annotated[_Networks, Field(min_length=1)] = [ip_network("127.0.0.0/8"), ip_network("::1")]
-    control: Annotated[Path | None, PlainValidator(_path), Field(description="an absolute path")] = None
+    control: Annotated[Path | None, PlainValidator(values.path), Field(description="an absolute path")] = None
 
 
 class _AmiSection(_Section):
     host: Annotated[
         str,
-        PlainValidator(_host),
+        PlainValidator(values.host),
         Field(description="an IP address or a host name, at most 253 letters, digits, - . and :,"),
     ] = "127.0.0.1"
     port: Annotated[_Count, Field(ge=1, le=65535)] = 5038
     username: Annotated[
-        str, PlainValidator(_username), Field(description="1 to 80 letters, digits, _ . or -,")
+        str, PlainValidator(values.username), Field(description="1 to 80 letters, digits, _ . or -,")
     ]
     secret_file: _Path
     tls: _YesOrNo = False
-    ca: Annotated[Path | None, PlainValidator(_path), Field(description="an absolute path")] = None
+    ca: Annotated[Path | None, PlainValidator(values.path), Field(description="an absolute path")] = None
 
 
 class _Asterisk(_Section):
     spool: _Path = Path("/var/spool/asterisk/outgoing")
     temp: _Path = Path("/var/spool/asterisk/tmp")
     recall: Annotated[
-        Literal["callfile", "originate"], BeforeValidator(_text), Field(description="callfile or originate")
+        Literal["callfile", "originate"],
+        BeforeValidator(values.text),
+        Field(description="callfile or originate"),
     ] = "callfile"
     ami: Annotated[_AmiSection | None, BeforeValidator(_or_nothing)] = None
 
@@ -466,7 +276,7 @@ _DevState = Annotated[
     Literal[
         "UNKNOWN", "NOT_INUSE", "INUSE", "BUSY", "INVALID", "UNAVAILABLE", "RINGING", "RINGINUSE", "ONHOLD"
     ],
-    BeforeValidator(_text),
+    BeforeValidator(values.text),
     Field(description="UNKNOWN, NOT_INUSE, INUSE, BUSY, INVALID, UNAVAILABLE, RINGING, RINGINUSE or ONHOLD"),
 ]
 
@@ -485,21 +295,23 @@ class _Settings(_Section):
     ccbs_available_timer: _Timer = _BUILT_IN.ccbs_available_timer
     ccnr_available_timer: _Timer = _BUILT_IN.ccnr_available_timer
     monitor: Annotated[
-        Literal["device", "hint"], BeforeValidator(_text), Field(description="device or hint")
+        Literal["device", "hint"], BeforeValidator(values.text), Field(description="device or hint")
     ] = "device"
     cc_offer_digit: Annotated[
-        str, PlainValidator(_offer_digit), Field(description="off, or one of 0-9 * #,")
+        str, PlainValidator(values.offer_digit), Field(description="off, or one of 0-9 * #,")
     ] = _BUILT_IN.cc_offer_digit
     cc_offer_repeat: Annotated[_Count, Field(ge=1, le=10)] = _BUILT_IN.cc_offer_repeat
     cc_offer_wait: Annotated[_Seconds, Field(ge=1, le=30)] = _BUILT_IN.cc_offer_wait
-    cc_recall_prefix: Annotated[str, PlainValidator(_name), Field(description=_CALLER_ID_NAME)] = ""
+    cc_recall_prefix: Annotated[str, PlainValidator(values.name), Field(description=_CALLER_ID_NAME)] = ""
     cc_recall_alert_info: Annotated[
         str,
-        PlainValidator(_alert_info),
+        PlainValidator(values.alert_info),
         Field(description="a text of at most 200 printable ASCII characters without , $ \" ' ` \\ ( and ),"),
     ] = ""
     cc_recall_announce: Annotated[
-        Literal["off", "beep", "number"], BeforeValidator(_text), Field(description="off, beep or number")
+        Literal["off", "beep", "number"],
+        BeforeValidator(values.text),
+        Field(description="off, beep or number"),
     ] = "off"
     cc_available_devstate: _DevState = "NOT_INUSE"
     cc_offered_devstate: _DevState = "NOT_INUSE"
@@ -521,12 +333,12 @@ class _Defaults(_Settings):
 class _Entry(_Settings):
     name: Annotated[
         str,
-        PlainValidator(_name),
+        PlainValidator(values.name),
         Field(description=_CALLER_ID_NAME),
     ] = ""
     device: Annotated[
         tuple[Device, ...],
-        PlainValidator(_devices),
+        PlainValidator(values.devices),
         Field(
             description="PJSIP/<endpoint> with 1 to 80 letters, digits, _ . + or -, or up to 8 different ones"
             " joined by &,"
@@ -534,7 +346,7 @@ class _Entry(_Settings):
     ] = ()
     dialstring: Annotated[
         str,
-        PlainValidator(_dialstring),
+        PlainValidator(values.dialstring),
         Field(
             description="TECHNOLOGY/RESOURCE, or several joined by &, at most 400 printable ASCII characters"
             " without blanks, quotes and , ; $ \\,"
@@ -542,7 +354,7 @@ class _Entry(_Settings):
     ] = ""
     hint: Annotated[
         str,
-        PlainValidator(_hint),
+        PlainValidator(values.hint),
         Field(description="<number>@<context>, as 2000@from-internal,"),
     ] = ""
 
@@ -550,27 +362,27 @@ class _Entry(_Settings):
 class _Trunk(_Section):
     listen: Annotated[
         tuple[str, Address],
-        PlainValidator(_trunk_listen),
+        PlainValidator(values.trunk_listen),
         Field(
             description="udp: or tcp:, an IP address and a port from 1 to 65535, as udp:192.0.2.1:5070 or"
             " 'tcp:[2001:db8::1]:5070',"
         ),
     ]
     peer: Annotated[
-        list[Annotated[Address, PlainValidator(_address)]],
+        list[Annotated[Address, PlainValidator(values.address)]],
         Field(min_length=1, max_length=8, description=f"a list of 1 to 8, each {_ADDRESS}"),
     ]
     asterisk: _Place = None
     endpoint: Annotated[
         str,
-        PlainValidator(_endpoint),
+        PlainValidator(values.endpoint),
         Field(description="the name of a PJSIP endpoint, 1 to 80 letters, digits, _ . + or -,"),
     ] = ""
     public: _Place = None
     allow: _Networks = []
     subscribe_from: Annotated[
         str,
-        PlainValidator(_subscribe_from),
+        PlainValidator(values.subscribe_from),
         Field(
             description="caller, or a sip: URI of at most 400 printable ASCII characters without blanks,"
             ' ", < and >,'
@@ -588,10 +400,10 @@ class _File(_Section):
     store: _Path = _STORE
     defaults: _Defaults = _Defaults()
     extensions: Annotated[
-        dict[Annotated[str, PlainValidator(_key)], _Entry], BeforeValidator(_or_nothing)
+        dict[Annotated[str, PlainValidator(values.key)], _Entry], BeforeValidator(_or_nothing)
     ] = {}
     trunks: Annotated[
-        dict[Annotated[str, PlainValidator(_trunk_name)], _Trunk], BeforeValidator(_or_nothing)
+        dict[Annotated[str, PlainValidator(values.trunk_name)], _Trunk], BeforeValidator(_or_nothing)
     ] = {}
 
 
@@ -687,29 +499,29 @@ def _look_across(source: Source) -> None:
 
 
 def _named_devices(entry: object) -> tuple[Device, ...]:
-    return _given(entry, "device", _devices, ()) or ()
+    return _given(entry, "device", values.devices, ()) or ()
 
 
 def _look_across_paths(source: Source) -> None:
     section, defaults = _mapping_at(source.content, "asterisk"), _Asterisk()
-    spool = _given(section, "spool", _path, defaults.spool)
-    temp = _given(section, "temp", _path, defaults.temp)
+    spool = _given(section, "spool", values.path, defaults.spool)
+    temp = _given(section, "temp", values.path, defaults.temp)
     if temp and temp == spool:
         sentence = f"is {shown(str(temp))}, the spool itself: another folder of its file system is allowed"
         source.fault(("asterisk", "temp"), f"asterisk / temp {sentence}")
-    store = _given(source.content, "store", _path, _STORE)
+    store = _given(source.content, "store", values.path, _STORE)
     if not store:
         return
     beside = store.parent / _SOCKET
-    control = _given(_mapping_at(source.content, "fastagi"), "control", _path, beside)
+    control = _given(_mapping_at(source.content, "fastagi"), "control", values.path, beside)
     if control == store:
         source.fault(("store",), f"store is {shown(str(store))}, the control socket: another file is allowed")
 
 
 def _look_across_trunks(source: Source) -> None:
     taken: _Taken = {}
-    if agi := _given(_mapping_at(source.content, "fastagi"), "listen", _listen, _Fastagi().listen):
-        taken["tcp", agi[1]] = {agi[0]: ("fastagi", "listen")}
+    if agi := _given(_mapping_at(source.content, "fastagi"), "listen", values.listen, _Fastagi().listen):
+        taken["tcp", agi.port] = {agi.host: ("fastagi", "listen")}
     phones = _phones(source)
     endpoints: dict[str, Location] = {}
     for name, entry in _mapping_at(source.content, "trunks").items():
@@ -718,7 +530,7 @@ def _look_across_trunks(source: Source) -> None:
         _look_at_families(source, seen)
         _look_at_our_own(source, seen)
         _look_at_asterisk(source, seen)
-        if endpoint := _given(entry, "endpoint", _endpoint, name):
+        if endpoint := _given(entry, "endpoint", values.endpoint, name):
             _look_at_endpoint(source, (*seen.at, "endpoint"), endpoint, phones, endpoints)
 
 
@@ -740,15 +552,15 @@ class _Seen:
 
     @classmethod
     def read(cls, at: Location, entry: object) -> "_Seen":
-        transport, listen = _given(entry, "listen", _trunk_listen, None) or ("", None)
+        transport, listen = _given(entry, "listen", values.trunk_listen, None) or ("", None)
         return cls(
             at,
             transport,
             listen,
-            _given(entry, "public", _address, None),
-            _given(entry, "asterisk", _address, _asterisk_beside(listen)),
-            {(*at, "peer", place): peer for place, peer in _items(entry, "peer", _address).items()},
-            tuple(_items(entry, "allow", _network).values()),
+            _given(entry, "public", values.address, None),
+            _given(entry, "asterisk", values.address, _asterisk_beside(listen)),
+            {(*at, "peer", place): peer for place, peer in _items(entry, "peer", values.address).items()},
+            tuple(_items(entry, "allow", values.network).values()),
         )
 
     def theirs(self) -> dict[Location, Address]:
@@ -761,7 +573,7 @@ class _Seen:
             return "public"
         if not self.listen or address.port != self.listen.port:
             return ""
-        everywhere = self.listen.host in _WILDCARDS and ip_address(address.host).is_loopback
+        everywhere = self.listen.host in values.WILDCARDS and ip_address(address.host).is_loopback
         return "listen" if everywhere or address == self.listen else ""
 
 
@@ -790,8 +602,8 @@ def _overlapping(host: str, taken: dict[str, Location]) -> Location | None:
 def _look_at_families(source: Source, seen: _Seen) -> None:
     public = {(*seen.at, "public"): seen.public} if seen.public else {}
     for at, address in (seen.theirs() | public).items():
-        if seen.listen and _version(address) != _version(seen.listen):
-            version = f"IPv{_version(seen.listen)}"
+        if seen.listen and values.version(address) != values.version(seen.listen):
+            version = f"IPv{values.version(seen.listen)}"
             _not_this(source, at, address, f"but listen is of {version}: an {version} address")
 
 
@@ -841,7 +653,7 @@ def _look_at_endpoint(
     if phone := phones.get(endpoint):
         of = f'the device of extensions / "{phone[1]}" in line {source.line(phone)}'
         source.fault(at, f"{is_this}, {of}: an endpoint that is no phone's is allowed")
-    elif not endpoint.startswith("_") and _valid(_key, endpoint) is not None:
+    elif not endpoint.startswith("_") and _valid(values.key, endpoint) is not None:
         source.fault(at, f"{is_this}, which means the phone of that number: a name with letters is allowed")
 
 
