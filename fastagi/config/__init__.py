@@ -7,22 +7,14 @@ returns needs no further check.  Whether the folders exist and may be written is
 import difflib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ValidationError
 
 from fastagi.completion.model import Device, Extension, Limits, Number, Settings
-from fastagi.config import values
+from fastagi.config import sections, values
 from fastagi.config.plain import Location, shown, where
 from fastagi.config.source import MAX_BYTES, Source
 from fastagi.directory import Directory, Pattern
@@ -102,7 +94,7 @@ def load(path: Path | None) -> Config:
     source = Source(where.name, data)
     _look_across(source)
     try:
-        whole = _File.model_validate(source.content)
+        whole = sections.File.model_validate(source.content)
     except ValidationError as found:
         for error_details in found.errors(include_url=False, include_context=False):
             location = error_details["loc"]
@@ -111,13 +103,13 @@ def load(path: Path | None) -> Config:
     return _config(whole)
 
 
-def _config(file: "_File") -> Config:
+def _config(file: sections.File) -> Config:
     names = {field.name for field in fields(Settings)}
 
-    def chosen(section: _Settings) -> dict[str, Any]:
+    def chosen(section: sections.Settings) -> dict[str, Any]:
         return {name: getattr(section, name) for name in section.model_fields_set & names}
 
-    defaults = replace(_BUILT_IN, **chosen(file.defaults))
+    defaults = replace(Settings(), **chosen(file.defaults))
     entries = {
         key: Extension(
             Number(key),
@@ -136,7 +128,7 @@ def _config(file: "_File") -> Config:
         spool=file.asterisk.spool,
         temp=file.asterisk.temp,
         store=file.store,
-        control=file.fastagi.control or file.store.parent / _SOCKET,
+        control=file.fastagi.control or file.store.parent / sections.SOCKET,
         directory=Directory(defaults, entries),
         limits=Limits(**{field.name: getattr(file.defaults, field.name) for field in fields(Limits)}),
         ami=Ami(**dict(file.asterisk.ami)) if file.asterisk.ami else None,
@@ -145,14 +137,14 @@ def _config(file: "_File") -> Config:
     )
 
 
-def _trunk(name: str, entry: "_Trunk") -> Trunk:
+def _trunk(name: str, entry: sections.Trunk) -> Trunk:
     transport, listen = entry.listen
     return Trunk(
         name=name,
         transport=transport,
         listen=listen,
         peer=tuple(entry.peer),
-        asterisk=entry.asterisk or _asterisk_beside(listen),
+        asterisk=entry.asterisk or sections.asterisk_beside(listen),
         endpoint=entry.endpoint or name,
         towards_peer=entry.public or listen,
         towards_asterisk=listen,
@@ -163,13 +155,6 @@ def _trunk(name: str, entry: "_Trunk") -> Trunk:
         call_info=entry.call_info,
         recall_timer=entry.cc_recall_timer,
     )
-
-
-def _asterisk_beside(listen: Address | None) -> Address:
-    """The default: on this machine, where it sends to ``listen`` from."""
-    if listen and listen.host not in values.WILDCARDS:
-        return Address(listen.host, 5060)
-    return Address("::1" if listen and values.version(listen) == 6 else "127.0.0.1", 5060)
 
 
 def resolved(trunk: Trunk, own_address: Callable[[Address], str]) -> Trunk:
@@ -188,233 +173,14 @@ def resolved(trunk: Trunk, own_address: Callable[[Address], str]) -> Trunk:
     )
 
 
-# ------------------------------------------------------------------------------------------ the sections
-
-
-def _or_nothing(value: object) -> object:
-    """``defaults:`` with nothing, or only comments, under it is an empty section."""
-    return {} if value is None else value
-
-
-# A field's description is the end of its sentence, "... is allowed"; bounds are added from the field itself.
-_Seconds = Annotated[
-    float, BeforeValidator(values.decimal), Field(allow_inf_nan=False, description="a number of seconds")
-]
-_Days = Annotated[
-    float, BeforeValidator(values.decimal), Field(allow_inf_nan=False, description="a number of days")
-]
-_Count = Annotated[int, BeforeValidator(values.decimal), Field(description="a whole number")]
-_Timer = Annotated[_Seconds, Field(ge=1, le=604_800)]
-_Few = Annotated[_Count, Field(ge=1, le=10_000)]
-_Policy = Annotated[
-    Literal["generic", "never"], BeforeValidator(values.text), Field(description="generic or never")
-]
-_CALLER_ID_NAME = 'a text of at most 80 printable characters without ", <, > and \\'
-_Path = Annotated[Path, PlainValidator(values.path), Field(description="an absolute path")]
-_Networks = Annotated[
-    list[Annotated[IPv4Network | IPv6Network, PlainValidator(values.network)]],
-    Field(description="a list of addresses and of networks (10.0.0.0/8: no bit set beyond the length)"),
-]
-_ADDRESS = (
-    "the IP address of one machine and a port from 1 to 65535, as 192.0.2.10:5060 or '[2001:db8::10]:5060',"
-)
-_Place = Annotated[Address | None, PlainValidator(values.address), Field(description=_ADDRESS)]
-_YesOrNo = Annotated[bool, PlainValidator(values.yes_or_no), Field(description="yes or no")]
-
-_BUILT_IN = Settings()
-_LIMITS = Limits()
-_STORE = Path("/var/lib/fastagi/fastagi.db")
-_SOCKET = "fastagi.sock"  # beside the store
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty(cls, value: object) -> object:
-        return _or_nothing(value)
-
-
-class _Fastagi(_Section):
-    listen: Annotated[
-        Address,
-        PlainValidator(values.listen),
-        Field(description="an IP address and a port from 1 to 65535, as 127.0.0.1:4573 or '[::1]:4573',"),
-    ] = Address("127.0.0.1", 4573)
-    allow: Annotated[_Networks, Field(min_length=1)] = [ip_network("127.0.0.0/8"), ip_network("::1")]
-    control: Annotated[Path | None, PlainValidator(values.path), Field(description="an absolute path")] = None
-
-
-class _AmiSection(_Section):
-    host: Annotated[
-        str,
-        PlainValidator(values.host),
-        Field(description="an IP address or a host name, at most 253 letters, digits, - . and :,"),
-    ] = "127.0.0.1"
-    port: Annotated[_Count, Field(ge=1, le=65535)] = 5038
-    username: Annotated[
-        str, PlainValidator(values.username), Field(description="1 to 80 letters, digits, _ . or -,")
-    ]
-    secret_file: _Path
-    tls: _YesOrNo = False
-    ca: Annotated[Path | None, PlainValidator(values.path), Field(description="an absolute path")] = None
-
-
-class _Asterisk(_Section):
-    spool: _Path = Path("/var/spool/asterisk/outgoing")
-    temp: _Path = Path("/var/spool/asterisk/tmp")
-    recall: Annotated[
-        Literal["callfile", "originate"],
-        BeforeValidator(values.text),
-        Field(description="callfile or originate"),
-    ] = "callfile"
-    ami: Annotated[_AmiSection | None, BeforeValidator(_or_nothing)] = None
-
-
-_DevState = Annotated[
-    Literal[
-        "UNKNOWN", "NOT_INUSE", "INUSE", "BUSY", "INVALID", "UNAVAILABLE", "RINGING", "RINGINUSE", "ONHOLD"
-    ],
-    BeforeValidator(values.text),
-    Field(description="UNKNOWN, NOT_INUSE, INUSE, BUSY, INVALID, UNAVAILABLE, RINGING, RINGINUSE or ONHOLD"),
-]
-
-
-class _Settings(_Section):
-    cc_offer_timer: _Timer = _BUILT_IN.cc_offer_timer
-    cc_recall_timer: Annotated[_Seconds, Field(ge=1, le=600)] = _BUILT_IN.cc_recall_timer
-    cc_max_agents: _Few = _BUILT_IN.cc_max_agents
-    cc_agent_policy: _Policy = "generic"
-    cc_retry_timer: Annotated[_Seconds, Field(ge=1, le=86_400)] = _BUILT_IN.cc_retry_timer
-    cc_max_recalls: Annotated[_Count, Field(ge=1, le=100)] = _BUILT_IN.cc_max_recalls
-    cc_max_monitors: _Few = _BUILT_IN.cc_max_monitors
-    cc_monitor_policy: _Policy = "generic"
-    cc_guard_timer: Annotated[_Seconds, Field(ge=0, le=3600)] = _BUILT_IN.cc_guard_timer
-    poll_interval: Annotated[_Seconds, Field(ge=0.05, le=60)] = _BUILT_IN.poll_interval
-    ccbs_available_timer: _Timer = _BUILT_IN.ccbs_available_timer
-    ccnr_available_timer: _Timer = _BUILT_IN.ccnr_available_timer
-    monitor: Annotated[
-        Literal["device", "hint"], BeforeValidator(values.text), Field(description="device or hint")
-    ] = "device"
-    cc_offer_digit: Annotated[
-        str, PlainValidator(values.offer_digit), Field(description="off, or one of 0-9 * #,")
-    ] = _BUILT_IN.cc_offer_digit
-    cc_offer_repeat: Annotated[_Count, Field(ge=1, le=10)] = _BUILT_IN.cc_offer_repeat
-    cc_offer_wait: Annotated[_Seconds, Field(ge=1, le=30)] = _BUILT_IN.cc_offer_wait
-    cc_recall_prefix: Annotated[str, PlainValidator(values.name), Field(description=_CALLER_ID_NAME)] = ""
-    cc_recall_alert_info: Annotated[
-        str,
-        PlainValidator(values.alert_info),
-        Field(description="a text of at most 200 printable ASCII characters without , $ \" ' ` \\ ( and ),"),
-    ] = ""
-    cc_recall_announce: Annotated[
-        Literal["off", "beep", "number"],
-        BeforeValidator(values.text),
-        Field(description="off, beep or number"),
-    ] = "off"
-    cc_available_devstate: _DevState = "NOT_INUSE"
-    cc_offered_devstate: _DevState = "NOT_INUSE"
-    cc_caller_requested_devstate: _DevState = "NOT_INUSE"
-    cc_active_devstate: _DevState = "INUSE"
-    cc_callee_ready_devstate: _DevState = "INUSE"
-    cc_caller_busy_devstate: _DevState = "ONHOLD"
-    cc_recalling_devstate: _DevState = "RINGING"
-    cc_complete_devstate: _DevState = "NOT_INUSE"
-    cc_failed_devstate: _DevState = "NOT_INUSE"
-
-
-class _Defaults(_Settings):
-    cc_max_requests: Annotated[_Count, Field(ge=1, le=2000)] = _LIMITS.cc_max_requests
-    cc_max_offers: Annotated[_Count, Field(ge=1, le=10_000_000)] = _LIMITS.cc_max_offers
-    history_days: Annotated[_Days, Field(ge=1, le=36_500)] = _LIMITS.history_days
-
-
-class _Entry(_Settings):
-    name: Annotated[
-        str,
-        PlainValidator(values.name),
-        Field(description=_CALLER_ID_NAME),
-    ] = ""
-    device: Annotated[
-        tuple[Device, ...],
-        PlainValidator(values.devices),
-        Field(
-            description="PJSIP/<endpoint> with 1 to 80 letters, digits, _ . + or -, or up to 8 different ones"
-            " joined by &,"
-        ),
-    ] = ()
-    dialstring: Annotated[
-        str,
-        PlainValidator(values.dialstring),
-        Field(
-            description="TECHNOLOGY/RESOURCE, or several joined by &, at most 400 printable ASCII characters"
-            " without blanks, quotes and , ; $ \\,"
-        ),
-    ] = ""
-    hint: Annotated[
-        str,
-        PlainValidator(values.hint),
-        Field(description="<number>@<context>, as 2000@from-internal,"),
-    ] = ""
-
-
-class _Trunk(_Section):
-    listen: Annotated[
-        tuple[str, Address],
-        PlainValidator(values.trunk_listen),
-        Field(
-            description="udp: or tcp:, an IP address and a port from 1 to 65535, as udp:192.0.2.1:5070 or"
-            " 'tcp:[2001:db8::1]:5070',"
-        ),
-    ]
-    peer: Annotated[
-        list[Annotated[Address, PlainValidator(values.address)]],
-        Field(min_length=1, max_length=8, description=f"a list of 1 to 8, each {_ADDRESS}"),
-    ]
-    asterisk: _Place = None
-    endpoint: Annotated[
-        str,
-        PlainValidator(values.endpoint),
-        Field(description="the name of a PJSIP endpoint, 1 to 80 letters, digits, _ . + or -,"),
-    ] = ""
-    public: _Place = None
-    allow: _Networks = []
-    subscribe_from: Annotated[
-        str,
-        PlainValidator(values.subscribe_from),
-        Field(
-            description="caller, or a sip: URI of at most 400 printable ASCII characters without blanks,"
-            ' ", < and >,'
-        ),
-    ] = "caller"
-    in_path: _YesOrNo = True
-    call_info: _YesOrNo = True
-    retention: _YesOrNo = True
-    cc_recall_timer: Annotated[_Seconds, Field(ge=10, le=60)] = 20
-
-
-class _File(_Section):
-    fastagi: _Fastagi = _Fastagi()
-    asterisk: _Asterisk = _Asterisk()
-    store: _Path = _STORE
-    defaults: _Defaults = _Defaults()
-    extensions: Annotated[
-        dict[Annotated[str, PlainValidator(values.key)], _Entry], BeforeValidator(_or_nothing)
-    ] = {}
-    trunks: Annotated[
-        dict[Annotated[str, PlainValidator(values.trunk_name)], _Trunk], BeforeValidator(_or_nothing)
-    ] = {}
-
-
 # ------------------------------------------------------------------------------------------- the sentences
 
-_SECTIONS: dict[str, type[_Section]] = {
-    "fastagi": _Fastagi,
-    "asterisk": _Asterisk,
-    "defaults": _Defaults,
-    "extensions": _Entry,
-    "trunks": _Trunk,
+_SECTIONS: dict[str, type[sections.Section]] = {
+    "fastagi": sections.Fastagi,
+    "asterisk": sections.Asterisk,
+    "defaults": sections.Defaults,
+    "extensions": sections.Entry,
+    "trunks": sections.Trunk,
 }
 _KEYS = (
     "1 to 40 of 0-9 * # +, or _ and up to 40 of 0-9 * # + X Z N and sets such as [1-5*], with . or ! only at"
@@ -451,11 +217,11 @@ def _unknown(at: Location) -> str:
     return f"{where(at)} is not a key here{hint}: {allowed}"
 
 
-def _section(at: Location) -> type[_Section]:
+def _section(at: Location) -> type[sections.Section]:
     """Whose key this is."""
     if at[:2] == ("asterisk", "ami") and len(at) > 2:
-        return _AmiSection
-    return _File if len(at) == 1 else _SECTIONS[str(at[0])]
+        return sections.Ami
+    return sections.File if len(at) == 1 else _SECTIONS[str(at[0])]
 
 
 def _allowed(at: Location) -> str:
@@ -503,16 +269,16 @@ def _named_devices(entry: object) -> tuple[Device, ...]:
 
 
 def _look_across_paths(source: Source) -> None:
-    section, defaults = _mapping_at(source.content, "asterisk"), _Asterisk()
+    section, defaults = _mapping_at(source.content, "asterisk"), sections.Asterisk()
     spool = _given(section, "spool", values.path, defaults.spool)
     temp = _given(section, "temp", values.path, defaults.temp)
     if temp and temp == spool:
         sentence = f"is {shown(str(temp))}, the spool itself: another folder of its file system is allowed"
         source.fault(("asterisk", "temp"), f"asterisk / temp {sentence}")
-    store = _given(source.content, "store", values.path, _STORE)
+    store = _given(source.content, "store", values.path, sections.STORE)
     if not store:
         return
-    beside = store.parent / _SOCKET
+    beside = store.parent / sections.SOCKET
     control = _given(_mapping_at(source.content, "fastagi"), "control", values.path, beside)
     if control == store:
         source.fault(("store",), f"store is {shown(str(store))}, the control socket: another file is allowed")
@@ -520,7 +286,9 @@ def _look_across_paths(source: Source) -> None:
 
 def _look_across_trunks(source: Source) -> None:
     taken: _Taken = {}
-    if agi := _given(_mapping_at(source.content, "fastagi"), "listen", values.listen, _Fastagi().listen):
+    if agi := _given(
+        _mapping_at(source.content, "fastagi"), "listen", values.listen, sections.Fastagi().listen
+    ):
         taken["tcp", agi.port] = {agi.host: ("fastagi", "listen")}
     phones = _phones(source)
     endpoints: dict[str, Location] = {}
@@ -558,7 +326,7 @@ class _Seen:
             transport,
             listen,
             _given(entry, "public", values.address, None),
-            _given(entry, "asterisk", values.address, _asterisk_beside(listen)),
+            _given(entry, "asterisk", values.address, sections.asterisk_beside(listen)),
             {(*at, "peer", place): peer for place, peer in _items(entry, "peer", values.address).items()},
             tuple(_items(entry, "allow", values.network).values()),
         )
