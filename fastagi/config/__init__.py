@@ -4,17 +4,15 @@
 returns needs no further check.  Whether the folders exist and may be written is not looked at here.
 """
 
-import difflib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from fastagi.completion.model import Device, Extension, Limits, Number, Settings
 from fastagi.config import sections, values
+from fastagi.config.faults import checked
 from fastagi.config.plain import Location, shown, where
 from fastagi.config.source import MAX_BYTES, Source
 from fastagi.directory import Directory, Pattern
@@ -93,14 +91,7 @@ def load(path: Path | None) -> Config:
         raise ConfigError([f"{where} cannot be read: {error.strerror}"]) from None
     source = Source(where.name, data)
     _look_across(source)
-    try:
-        whole = sections.File.model_validate(source.content)
-    except ValidationError as found:
-        for error_details in found.errors(include_url=False, include_context=False):
-            location = error_details["loc"]
-            source.fault(location, _sentence(location, error_details["type"], error_details["input"]))
-    source.raise_faults()
-    return _config(whole)
+    return _config(checked(source))
 
 
 def _config(file: sections.File) -> Config:
@@ -171,69 +162,6 @@ def resolved(trunk: Trunk, own_address: Callable[[Address], str]) -> Trunk:
         towards_peer=real(trunk.towards_peer, trunk.peer[0]),
         towards_asterisk=real(trunk.towards_asterisk, trunk.asterisk),
     )
-
-
-# ------------------------------------------------------------------------------------------- the sentences
-
-_SECTIONS: dict[str, type[sections.Section]] = {
-    "fastagi": sections.Fastagi,
-    "asterisk": sections.Asterisk,
-    "defaults": sections.Defaults,
-    "extensions": sections.Entry,
-    "trunks": sections.Trunk,
-}
-_KEYS = (
-    "1 to 40 of 0-9 * # +, or _ and up to 40 of 0-9 * # + X Z N and sets such as [1-5*], with . or ! only at"
-    " the end,"
-)
-
-
-def _sentence(at: Location, kind: str, value: object) -> str:
-    """A fault that pydantic found, in our words."""
-    if kind == "extra_forbidden":
-        return _unknown(at)
-    if kind in ("model_type", "dict_type"):
-        return f"{where(at)} is {shown(value)}: a mapping of keys to values is allowed"
-    if kind == "missing":
-        return f"{where(at)} is missing: {_allowed(at)} is needed"
-    if at[-1:] == ("[key]",) and at[0] == "trunks":
-        return f"{where(at[:-1])} is no name of a trunk: 1 to 40 letters, digits, _ . or - are allowed"
-    if at[-1:] == ("[key]",):
-        return f"{where(at[:-1])} is neither a number nor a pattern: {_KEYS} is allowed"
-    if kind == "too_long" and isinstance(value, list):
-        return f"{where(at)} is a list of {len(value)}: {_allowed(at)} is allowed"
-    return f"{where(at)} is {shown(value)}: {_allowed(at)} is allowed"
-
-
-def _unknown(at: Location) -> str:
-    keys = list(_section(at).model_fields)
-    allowed = f"{', '.join(keys[:-1])} and {keys[-1]} are allowed"
-    name = str(at[-1])[:60]
-    hint = ""
-    if homes := [title for title, section in _SECTIONS.items() if name in section.model_fields]:
-        hint = f" (it belongs in {' or '.join(homes)})"
-    elif near := difflib.get_close_matches(name, keys, n=1):
-        hint = f" (did you mean {near[0]}?)"
-    return f"{where(at)} is not a key here{hint}: {allowed}"
-
-
-def _section(at: Location) -> type[sections.Section]:
-    """Whose key this is."""
-    if at[:2] == ("asterisk", "ami") and len(at) > 2:
-        return sections.Ami
-    return sections.File if len(at) == 1 else _SECTIONS[str(at[0])]
-
-
-def _allowed(at: Location) -> str:
-    at = at[:-1] if isinstance(at[-1], int) else at  # of an item, the sentence about its list tells
-    field = _section(at).model_fields[str(at[-1])]
-    bounds = {
-        name: getattr(bound, name)
-        for bound in field.metadata
-        for name in ("ge", "le")
-        if hasattr(bound, name)
-    }
-    return f"{field.description} from {bounds['ge']} to {bounds['le']}" if bounds else str(field.description)
 
 
 # --------------------------------------------------------------------------- what one key alone cannot tell

@@ -27,7 +27,7 @@ from fastagi.agi import routes
 from fastagi.agi.server import Server
 from fastagi.completion import book, machine, model, offers, ports, queue, service, turns
 from fastagi.completion.model import Limits, Number, Settings
-from fastagi.config import load, sections
+from fastagi.config import faults, load, sections
 from fastagi.errors import ConfigError
 from fastagi.sip import calls, limits, package, transport
 from fastagi.sip.callcompletion import agents, monitors
@@ -190,7 +190,7 @@ def test_the_trunks_table(tmp_path: Path) -> None:
         "cc_recall_timer": str(trunk.recall_timer),
     }
     assert {name: default for name, (default, _) in rows.items()} == said
-    bounds = config._allowed(("trunks", "mxone", "cc_recall_timer")).partition(" from ")[2]
+    bounds = faults.allowed(("trunks", "mxone", "cc_recall_timer")).partition(" from ")[2]
     assert bounds and bounds in rows["cc_recall_timer"][1]
 
 
