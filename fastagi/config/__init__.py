@@ -95,16 +95,11 @@ def load(path: Path | None) -> Config:
 
 
 def _config(file: sections.File) -> Config:
-    names = {field.name for field in fields(Settings)}
-
-    def chosen(section: sections.Settings) -> dict[str, Any]:
-        return {name: getattr(section, name) for name in section.model_fields_set & names}
-
-    defaults = replace(Settings(), **chosen(file.defaults))
+    defaults = Settings(**_said(file.defaults, Settings))
     entries = {
         key: Extension(
             Number(key),
-            replace(defaults, **chosen(entry)),
+            replace(defaults, **_said(entry, Settings)),
             entry.name,
             entry.device,
             entry.dialstring,
@@ -121,11 +116,17 @@ def _config(file: sections.File) -> Config:
         store=file.store,
         control=file.fastagi.control or file.store.parent / sections.SOCKET,
         directory=Directory(defaults, entries),
-        limits=Limits(**{field.name: getattr(file.defaults, field.name) for field in fields(Limits)}),
+        limits=Limits(**_said(file.defaults, Limits)),
         ami=Ami(**dict(file.asterisk.ami)) if file.asterisk.ami else None,
         originate=file.asterisk.recall == "originate",
         trunks=tuple(_trunk(name, entry) for name, entry in file.trunks.items()),
     )
+
+
+def _said(section: sections.Settings, of: type[Settings] | type[Limits]) -> dict[str, Any]:
+    """What stands in the file; for the rest the model has defaults, or ``defaults`` has said it."""
+    names = {field.name for field in fields(of)}
+    return {name: getattr(section, name) for name in section.model_fields_set & names}
 
 
 def _trunk(name: str, entry: sections.Trunk) -> Trunk:

@@ -1,6 +1,7 @@
 """What one key alone can get wrong: the content in its sections, or a sentence for each fault pydantic finds."""
 
 import difflib
+from typing import Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -73,6 +74,9 @@ def allowed(at: Location) -> str:
     """The end of the sentence about this key, "... is allowed"."""
     at = at[:-1] if isinstance(at[-1], int) else at  # of an item, the sentence about its list tells
     field = _section(at).model_fields[str(at[-1])]
+    if get_origin(field.annotation) is Literal:
+        *first, last = get_args(field.annotation)
+        return f"{', '.join(first)} or {last}"
     bounds = {
         name: getattr(bound, name)
         for bound in field.metadata
