@@ -2,7 +2,7 @@
 
 from fastagi.completion.model import Device
 from fastagi.config import sections, values
-from fastagi.config.plain import Location, shown, where
+from fastagi.config.plain import Location, shown, where, whose
 from fastagi.config.raw import devices, given, mapping_at, valid
 from fastagi.config.source import Source
 from fastagi.config.trunks import look_at_trunks
@@ -53,7 +53,7 @@ def _look_at_extensions(source: Source) -> None:
 
 def _look_at_pattern(source: Source, at: Location, key: str, taken: dict[object, Location]) -> None:
     if (pattern := valid(Pattern, key)) and (other := taken.setdefault(pattern.rank, at)) != at:
-        same = f'the same pattern as "{other[1]}" in line {source.line(other)}'
+        same = f"the same pattern as {whose(other)} in line {source.line(other)}"
         source.fault(at, f"{where(at)} is {same}: one entry for each is allowed")
 
 
@@ -63,5 +63,5 @@ def _look_at_devices(
     """Whoever calls from a device must be one number; a pattern's device may be that of each of its numbers."""
     for device in named:
         if (other := taken.setdefault(device, at)) != at:
-            same = f'{device}, as "{other[1]}" does in line {source.line(other)}'
+            same = f"{device}, as {whose(other)} does in line {source.line(other)}"
             source.fault(at, f"{where(at)} names {same}: one exact number for each device is allowed")

@@ -18,6 +18,11 @@ def where(at: Location) -> str:
     return " / ".join(_step(at, place) for place in range(len(at))) or "the file"
 
 
+def whose(at: Location) -> str:
+    """The name of the extension or trunk that this is a place in, as `where` shows it."""
+    return _step(at, 1)
+
+
 def _step(at: Location, place: int) -> str:
     step = at[place]
     if isinstance(step, int):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from fastagi.config import sections, values
-from fastagi.config.plain import Location, shown, where
+from fastagi.config.plain import Location, shown, where, whose
 from fastagi.config.raw import devices, given, items, mapping_at, valid
 from fastagi.config.source import Source
 from fastagi.sip.trunk import Address
@@ -77,8 +77,8 @@ def _look_at_listen(source: Source, seen: _Seen, taken: _Taken) -> None:
     at = (*seen.at, "listen")
     hosts = taken.setdefault((seen.transport, seen.listen.port), {})
     if other := _overlapping(seen.listen.host, hosts):
-        whose = f'"{other[1]}" in line {source.line(other)}' if other[0] == "trunks" else where(other)
-        taken_by = f"is {shown(f'{seen.transport}:{seen.listen}')}, which {whose} takes"
+        taker = f"{whose(other)} in line {source.line(other)}" if other[0] == "trunks" else where(other)
+        taken_by = f"is {shown(f'{seen.transport}:{seen.listen}')}, which {taker} takes"
         source.fault(at, f"{where(at)} {taken_by}: another address or port is allowed")
     hosts.setdefault(seen.listen.host, at)
 
@@ -142,10 +142,10 @@ def _look_at_endpoint(
 ) -> None:
     is_this = f"{where(at)} is {shown(endpoint)}"
     if (other := taken.setdefault(endpoint, at)) != at:
-        same = f'{is_this}, as that of "{other[1]}" in line {source.line(other)}'
+        same = f"{is_this}, as that of {whose(other)} in line {source.line(other)}"
         source.fault(at, f"{same}: an endpoint of its own for each trunk is allowed")
     if phone := phones.get(endpoint):
-        of = f'the device of extensions / "{phone[1]}" in line {source.line(phone)}'
+        of = f"the device of {where(phone[:2])} in line {source.line(phone)}"
         source.fault(at, f"{is_this}, {of}: an endpoint that is no phone's is allowed")
     elif not endpoint.startswith("_") and valid(values.key, endpoint) is not None:
         source.fault(at, f"{is_this}, which means the phone of that number: a name with letters is allowed")
