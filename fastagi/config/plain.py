@@ -47,7 +47,7 @@ def shown(value: object) -> str:
             return _clipped(value)
         case str():
             return repr(_clipped(value))
-    return repr(value)
+    return _clipped(repr(value))
 
 
 def _clipped(text: str) -> str:
