@@ -3,6 +3,7 @@
 Of YAML only the notation is taken: mappings, lists and scalars, anchors, aliases and merges; no tags.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ MAX_VALUES = 250_000
 
 _MERGE = "tag:yaml.org,2002:merge"
 _NULL = "tag:yaml.org,2002:null"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""An escape can write half a character, which no UTF-8 can: pydantic gives up a whole mapping for such a key."""
 
 
 class Source:
@@ -100,6 +103,8 @@ class Source:
                 )
             elif key.tag == _MERGE:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            elif _SURROGATE.search(key.value):
+                self._faults.append((line, f"{where((*at, key.value))} is no text: one word is allowed"))
             elif key.value in found:
                 sentence = f"is there twice, first in line {first[key.value]}: once is allowed"
                 self._faults.append((line, f"{where((*at, key.value))} {sentence}"))
