@@ -45,8 +45,8 @@ def yes_or_no(value: object) -> bool:
 
 def path(value: object) -> Path:
     written = text(value)
-    # normpath keeps two leading slashes, and Path would hide a folder's slash at the end.
-    if not written.startswith("/") or written.endswith("/") or not written.isprintable():
+    # normpath keeps two leading slashes, and hides what says that a folder is meant, be it / itself.
+    if not written.startswith("/") or written.endswith(("/", "/.", "/..")) or not written.isprintable():
         raise ValueError("not an absolute path")
     return Path("/" + os.path.normpath(written).lstrip("/"))
 

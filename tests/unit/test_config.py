@@ -279,7 +279,22 @@ def test_the_control_socket_is_beside_the_store(read: Read) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["here", "./here", "''", "/", "/folder/", '"/a\\0b"', '"/a\\nb"', '"/\\ud800"', "5", ""]
+    "path",
+    [
+        "here",
+        "./here",
+        "''",
+        "/",
+        "/folder/",
+        "/folder/.",
+        "/folder/..",
+        "/..",
+        '"/a\\0b"',
+        '"/a\\nb"',
+        '"/\\ud800"',
+        "5",
+        "",
+    ],
 )
 @pytest.mark.parametrize("section", ["store: {}", "asterisk: {{spool: {}}}", "fastagi: {{control: {}}}"])
 def test_paths_refuse(faults: Faults, section: str, path: Path) -> None:
