@@ -112,11 +112,11 @@ class Trunk(Section):
     cc_recall_timer: Annotated[Seconds, Field(ge=10, le=60)] = 20
 
 
-def asterisk_beside(listen: Address | None) -> Address:
+def asterisk_beside(listen: Address) -> Address:
     """The default of ``asterisk``: on this machine, where it sends to ``listen`` from."""
-    if listen and listen.host not in values.WILDCARDS:
+    if listen.host not in values.WILDCARDS:
         return Address(listen.host, 5060)
-    return Address("::1" if listen and values.version(listen) == 6 else "127.0.0.1", 5060)
+    return Address("::1" if values.version(listen) == 6 else "127.0.0.1", 5060)
 
 
 class File(Section):

@@ -47,12 +47,13 @@ class _Seen:
     @classmethod
     def read(cls, at: Location, entry: object) -> "_Seen":
         transport, listen = given(entry, "listen", values.trunk_listen, None) or ("", None)
+        beside = sections.asterisk_beside(listen) if listen else None
         return cls(
             at,
             transport,
             listen,
             given(entry, "public", values.address, None),
-            given(entry, "asterisk", values.address, sections.asterisk_beside(listen)),
+            given(entry, "asterisk", values.address, beside),
             {(*at, "peer", place): peer for place, peer in items(entry, "peer", values.address).items()},
             tuple(items(entry, "allow", values.network).values()),
         )
