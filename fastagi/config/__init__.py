@@ -2,6 +2,9 @@
 
 `load` tells every fault at once, each in a sentence with line, key, value and what is allowed.  What it
 returns needs no further check.  Whether the folders exist and may be written is not looked at here.
+
+The way of a file: source.py makes plain values of it; across.py and trunks.py look for what only two keys
+together can get wrong, faults.py for what each can by itself, as sections.py has it; then it is a `Config`.
 """
 
 from collections.abc import Callable

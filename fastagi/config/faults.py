@@ -53,14 +53,13 @@ def _sentence(at: Location, kind: str, value: object) -> str:
 
 def _unknown(at: Location) -> str:
     keys = list(_section(at).model_fields)
-    allowed = f"{', '.join(keys[:-1])} and {keys[-1]} are allowed"
     name = str(at[-1])[:60]
     hint = ""
     if homes := [title for title, section in _SECTIONS.items() if name in section.model_fields]:
         hint = f" (it belongs in {' or '.join(homes)})"
     elif near := difflib.get_close_matches(name, keys, n=1):
         hint = f" (did you mean {near[0]}?)"
-    return f"{where(at)} is not a key here{hint}: {allowed}"
+    return f"{where(at)} is not a key here{hint}: {', '.join(keys[:-1])} and {keys[-1]} are allowed"
 
 
 def _section(at: Location) -> type[sections.Section]:
