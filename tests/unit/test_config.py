@@ -15,7 +15,7 @@ import pytest
 
 from fastagi import check, config, control
 from fastagi.completion.model import Device, Extension, Limits, Number, Settings
-from fastagi.config import Config, load, resolved
+from fastagi.config import Config, load, resolved, sections
 from fastagi.directory import Directory, Pattern
 from fastagi.errors import ConfigError
 from fastagi.sip.trunk import Address, Side, Trunk
@@ -279,7 +279,22 @@ def test_the_control_socket_is_beside_the_store(read: Read) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["here", "./here", "''", "/", "/folder/", '"/a\\0b"', '"/a\\nb"', '"/\\ud800"', "5", ""]
+    "path",
+    [
+        "here",
+        "./here",
+        "''",
+        "/",
+        "/folder/",
+        "/folder/.",
+        "/folder/..",
+        "/..",
+        '"/a\\0b"',
+        '"/a\\nb"',
+        '"/\\ud800"',
+        "5",
+        "",
+    ],
 )
 @pytest.mark.parametrize("section", ["store: {}", "asterisk: {{spool: {}}}", "fastagi: {{control: {}}}"])
 def test_paths_refuse(faults: Faults, section: str, path: Path) -> None:
@@ -974,7 +989,7 @@ def test_all_that_a_trunk_can_say(read: Read) -> None:
         "retention": "no",
         "cc_recall_timer": "30.5",
     }
-    assert keys.keys() == config._Trunk.model_fields.keys()
+    assert keys.keys() == sections.Trunk.model_fields.keys()
     [found] = read(trunks(trunk(**keys))).trunks
     assert found == Trunk(
         name="mxone",

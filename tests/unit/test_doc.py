@@ -27,7 +27,7 @@ from fastagi.agi import routes
 from fastagi.agi.server import Server
 from fastagi.completion import book, machine, model, offers, ports, queue, service, turns
 from fastagi.completion.model import Limits, Number, Settings
-from fastagi.config import load
+from fastagi.config import faults, load, sections
 from fastagi.errors import ConfigError
 from fastagi.sip import calls, limits, package, transport
 from fastagi.sip.callcompletion import agents, monitors
@@ -174,7 +174,7 @@ def minimal(folder: Path) -> Trunk:
 
 def test_the_trunks_table(tmp_path: Path) -> None:
     rows = {row[0].strip("`"): (row[1].strip("`"), row[2]) for row in table("\nTrunks\n~~~~~~")}
-    assert list(rows) == list(config._Trunk.model_fields)
+    assert list(rows) == list(sections.Trunk.model_fields)
     trunk = minimal(tmp_path)
     said = {
         "listen": "to be given",
@@ -190,7 +190,7 @@ def test_the_trunks_table(tmp_path: Path) -> None:
         "cc_recall_timer": str(trunk.recall_timer),
     }
     assert {name: default for name, (default, _) in rows.items()} == said
-    bounds = config._allowed(("trunks", "mxone", "cc_recall_timer")).partition(" from ")[2]
+    bounds = faults.allowed(("trunks", "mxone", "cc_recall_timer")).partition(" from ")[2]
     assert bounds and bounds in rows["cc_recall_timer"][1]
 
 
@@ -415,13 +415,13 @@ def test_the_whole_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     someone = Number("1000")
     assert read.directory.extension(someone) == none.directory.extension(someone)
     text = (DOC / "fastagi.yaml").read_text().replace("\n  #ami:", "\n  ami:")
-    for key in re.findall(r"^ *(\w+):", "\n".join(sections()), re.MULTILINE):
+    for key in re.findall(r"^ *(\w+):", "\n".join(keys()), re.MULTILINE):
         assert re.search(rf"^ *{key}:", text, re.MULTILINE), key
 
 
-def sections() -> Iterator[str]:
+def keys() -> Iterator[str]:
     """All keys there are, but those of an entry."""
-    for section in (config._File, config._Fastagi, config._Asterisk, config._Defaults):
+    for section in (sections.File, sections.Fastagi, sections.Asterisk, sections.Defaults):
         yield from (f"{key}:" for key in section.model_fields)
 
 
@@ -433,8 +433,8 @@ def test_the_whole_of_ami(tmp_path: Path) -> None:
     read = load(path).ami
     assert read is not None and read.ca
     need = {"username": read.username, "secret_file": str(read.secret_file), "ca": str(read.ca)}
-    assert config.Ami(**dict(config._AmiSection.model_validate(need))) == read
-    for key in config._AmiSection.model_fields:
+    assert config.Ami(**dict(sections.Ami.model_validate(need))) == read
+    for key in sections.Ami.model_fields:
         assert re.search(rf"^    {key}:", text, re.MULTILINE), key
 
 
@@ -455,7 +455,7 @@ def test_the_example_extensions(tmp_path: Path) -> None:
     assert read.directory.extension(Number("1000")).name == "Reception"
     assert read.directory.extension(Number("2000")).dialstring == "PJSIP/bob-desk"
     assert read.directory.extension(Number("2999")).settings.cc_monitor_policy == "never"
-    entry = set(config._Entry.model_fields) - set(config._Settings.model_fields)
+    entry = set(sections.Entry.model_fields) - set(sections.Settings.model_fields)
     assert {key for key in entry if re.search(rf"^#   {key} ", text, re.MULTILINE)} == entry
 
 
@@ -468,7 +468,7 @@ def test_the_example_trunks(tmp_path: Path) -> None:
     example = re.sub("(?m)^#", "", text[text.index("\ntrunks:\n") :])
     path.write_text(example)
     assert load(path).trunks == (minimal(tmp_path),)
-    assert re.findall(r"^    (?:# )?(\w+):", example, re.MULTILINE) == list(config._Trunk.model_fields)
+    assert re.findall(r"^    (?:# )?(\w+):", example, re.MULTILINE) == list(sections.Trunk.model_fields)
     path.write_text(example.replace("# public", "public"))
     assert [str(trunk.towards_peer) for trunk in load(path).trunks] == ["198.51.100.1:5070"]
 
@@ -573,7 +573,7 @@ def test_the_seconds_of_a_trunk() -> None:
         if name and "trunk" not in name:
             assert float(seconds) == getattr(Settings(), name)
     assert [s for s, name in said if "of trunk" in name] == [
-        f"{config._Trunk.model_fields['cc_recall_timer'].default}"
+        f"{sections.Trunk.model_fields['cc_recall_timer'].default}"
     ]
     assert f"no longer than {service.RING_AT_MOST:g}" in said["20", "cc_recall_timer"]
     assert f"{agents.OFFER_GRACE:g} more" in said["20", "cc_offer_timer"]
@@ -708,7 +708,9 @@ def test_the_files_named_are_there() -> None:
                 assert (TOP / path).exists(), f"{name}: {path}"
         for path in re.findall(r"``(/opt/fastagi/share/fastagi/)?(dialplan|cc-[a-z]+\.conf)``", text):
             assert (TOP / "dialplan" / path[1]).exists() or path[1] == "dialplan"
-    five = {1: "one", 5: "five", 6: "six", 7: "seven", 8: "eight"}[len(list((TOP / "dialplan").glob("*.conf")))]
+    five = {1: "one", 5: "five", 6: "six", 7: "seven", 8: "eight"}[
+        len(list((TOP / "dialplan").glob("*.conf")))
+    ]
     assert f"{five} small files" in README
 
 
@@ -771,7 +773,7 @@ def test_the_service_unit() -> None:
     assert of["ExecStart"] == "/opt/fastagi/bin/fastagi serve" and "/opt/fastagi/bin/pip install ." in README
     assert "asterisk.service" in unit["Unit"]["After"] and "Requires" not in unit["Unit"]
     # One mount for both folders: a rename crosses none.
-    defaults = config._Asterisk()
+    defaults = sections.Asterisk()
     assert Path(of["ReadWritePaths"]) == defaults.spool.parent == defaults.temp.parent
     assert (of["ProtectSystem"], of["NoNewPrivileges"], of["PrivateTmp"]) == ("strict", "yes", "yes")
-    assert Path("/var/lib") / of["StateDirectory"] == config._STORE.parent
+    assert Path("/var/lib") / of["StateDirectory"] == sections.STORE.parent
