@@ -12,7 +12,7 @@ from fastagi.directory import Pattern
 def look_across(source: Source) -> None:
     """Adds these faults to the source's, beside all the others: so it looks at the content as it stands there."""
     _look_at_paths(source)
-    _look_at_recall(source)
+    _look_at_ami(source)
     look_at_trunks(source)
     _look_at_extensions(source)
 
@@ -33,11 +33,15 @@ def _look_at_paths(source: Source) -> None:
         source.fault(("store",), f"store is {shown(str(store))}, the control socket: another file is allowed")
 
 
-def _look_at_recall(source: Source) -> None:
+def _look_at_ami(source: Source) -> None:
     asterisk = mapping_at(source.content, "asterisk")
     if asterisk.get("recall") == "originate" and "ami" not in asterisk:
         sentence = "is 'originate', which goes through AMI: asterisk / ami is needed"
         source.fault(("asterisk", "recall"), f"asterisk / recall {sentence}")
+    ami = mapping_at(asterisk, "ami")
+    if given(ami, "ca", values.path, None) and given(ami, "tls", values.yes_or_no, False) is False:
+        sentence = "stands beside tls: no, and nothing would be encrypted: it needs tls: yes"
+        source.fault(("asterisk", "ami", "ca"), f"asterisk / ami / ca {sentence}")
 
 
 def _look_at_extensions(source: Source) -> None:

@@ -99,8 +99,16 @@ def alert_info(value: object) -> str:
 # AMI
 
 
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", re.ASCII)
+
+
 def host(value: object) -> str:
-    return _matching(r"[A-Za-z0-9.:-]{1,253}", value)
+    written = _matching(r"[A-Za-z0-9.:-]{1,253}", value)
+    if ":" in written:
+        return str(IPv6Address(written))
+    if not all(_LABEL.fullmatch(label) for label in written.split(".")):
+        raise ValueError("no name of a host")
+    return written
 
 
 def username(value: object) -> str:

@@ -25,6 +25,7 @@ _T = TypeVar("_T")
 
 _OUR_ID = re.compile(r"[0-9]{15}", re.ASCII)
 _OUR_NAME = re.compile(r"fastagi-(recall|poll)-[0-9]{15}\.call", re.ASCII)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 ANSWER_GRACE = 10
 """Seconds that Asterisk waits for a recall's answer beyond those that the phone rings."""
 
@@ -79,9 +80,11 @@ class Spool:
             raise CallFileError(f"{name!r} is no name of ours for a call file")
         temp = f"{self._temp}/{name}"
         try:
-            with suppress(FileNotFoundError):
+            try:
+                fd = os.open(temp, _NEW, 0o600)
+            except FileExistsError:
                 os.unlink(temp)
-            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                fd = os.open(temp, _NEW, 0o600)
             try:
                 os.write(fd, text.encode("ascii"))
                 # Asterisk reads it and appends to it: it must own the file, or at least be of its group.

@@ -48,7 +48,7 @@ def test_two_keys_are_enough(ami: Callable[..., Ami], tmp_path: Path) -> None:
         ("host: pbx-1.example.net", "host", "pbx-1.example.net"),
         ("port: 65535", "port", 65535),
         ("tls: yes", "tls", True),
-        ("ca: /etc/fastagi/pbx.pem", "ca", Path("/etc/fastagi/pbx.pem")),
+        ("tls: yes, ca: /etc/fastagi/pbx.pem", "ca", Path("/etc/fastagi/pbx.pem")),
     ],
 )
 def test_good_values(ami: Callable[..., Ami], more: str, field: str, value: object) -> None:
@@ -66,6 +66,14 @@ NAME = "1 to 80 letters, digits, _ . or -, is allowed"
         ("host: 'a b'", f"host is 'a b': {HOST}"),
         ('host: "pbx\\nx"', f"host is 'pbx\\nx': {HOST}"),
         ("host: pbx_1", f"host is 'pbx_1': {HOST}"),
+        ('host: "127.0.0.1:5038"', f"host is '127.0.0.1:5038': {HOST}"),
+        ('host: "::::"', f"host is '::::': {HOST}"),
+        ("host: '-'", f"host is '-': {HOST}"),
+        ("host: a..b", f"host is 'a..b': {HOST}"),
+        ("host: a-.b", f"host is 'a-.b': {HOST}"),
+        ("host: a.", f"host is 'a.': {HOST}"),
+        ("ca: /etc/ca.pem", "ca stands beside tls: no, and nothing would be encrypted: it needs tls: yes"),
+        ("tls: no, ca: /a", "ca stands beside tls: no, and nothing would be encrypted: it needs tls: yes"),
         (f"host: {'a' * 254}", "host is 'aaa"),
         ("port: 65536", "port is 65536: a whole number from 1 to 65535 is allowed"),
         ("port: '5038'", "port is the text '5038': a whole number from 1 to 65535 is allowed"),

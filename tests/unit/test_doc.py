@@ -426,13 +426,15 @@ def keys() -> Iterator[str]:
 
 
 def test_the_whole_of_ami(tmp_path: Path) -> None:
-    """Every key with its default, but for those that have none."""
+    """Every key with its default, but for those that have none; ca needs tls."""
     text = re.sub(r"(?m)^  #(ami:|  \w+:)", r"  \1", (DOC / "fastagi.yaml").read_text())
+    assert "    tls: no\n" in text
+    text = text.replace("    tls: no\n", "    tls: yes\n")
     path = tmp_path / "fastagi.yaml"
     path.write_text(text)
     read = load(path).ami
     assert read is not None and read.ca
-    need = {"username": read.username, "secret_file": str(read.secret_file), "ca": str(read.ca)}
+    need = {"username": read.username, "secret_file": str(read.secret_file), "ca": str(read.ca), "tls": "yes"}
     assert config.Ami(**dict(sections.Ami.model_validate(need))) == read
     for key in sections.Ami.model_fields:
         assert re.search(rf"^    {key}:", text, re.MULTILINE), key
