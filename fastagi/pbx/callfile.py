@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 
 _OUR_ID = re.compile(r"[0-9]{15}", re.ASCII)
 _OUR_NAME = re.compile(r"fastagi-(recall|poll)-[0-9]{15}\.call", re.ASCII)
+HAND_OVER = 0.001
+"""Seconds that the reactor's thread gives way to the spool's."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 ANSWER_GRACE = 10
 """Seconds that Asterisk waits for a recall's answer beyond those that the phone rings."""
@@ -147,6 +149,7 @@ class SpoolThread:
 
     def run(self, work: Callable[..., _T], *args: object) -> "Deferred[_T]":
         done: Deferred[_T] = Deferred()
+        over = threading.Event()
 
         def job() -> None:
             try:
@@ -155,8 +158,11 @@ class SpoolThread:
                 self._reactor.callFromThread(done.errback, Failure())  # type: ignore[no-untyped-call]
             else:
                 self._reactor.callFromThread(done.callback, result)
+            over.set()
 
         self._jobs.put(job)
+        # Whoever calls us would go on for as long as this takes, and both would be slower: one interpreter, one lock.
+        over.wait(HAND_OVER)
         return done
 
     def _work(self) -> None:
