@@ -7,7 +7,7 @@ FILL = """
 exten => s,1,Set(CDR_PROP(disable)=1)
  same => n,Set(i=0)
  same => n,While($[${i} < 7000])
- same => n,Set(DB(CustomDevstate/AAA${i})=NOT_INUSE)
+ same => n,Set(DB(CustomDevstate/AAAAAA${i})=NOT_INUSE)
  same => n,Set(i=$[${i} + 1])
  same => n,EndWhile()
  same => n,Set(DB(CustomDevstate/CC7777)=INUSE)
