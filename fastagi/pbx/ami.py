@@ -9,8 +9,8 @@ A connection is greeted, logs in, and then runs the owner's coroutine ``up`` unt
 - After PING_AFTER seconds of silence Asterisk is asked if it is there; after DEAD_AFTER it is taken for dead.
 
 A connection that is lost, or cannot be had, is tried again for ever, after 0.2 s and then longer, up to 10 s; after
-REFUSED_PAUSE if Asterisk did not let us in. Why is said once, and again when the reason has changed or after it had
-worked.
+REFUSED_PAUSE if an Asterisk elsewhere did not let us in. Why is said once, and again when the reason has changed or
+after it had worked.
 
 Things to keep in mind: Asterisk lets us in while it still loads modules. DeviceStateList is unknown then, a
 function that is not loaded yet gives an empty value, and a device that is not yet one comes by an event.
@@ -47,7 +47,7 @@ __all__ = ["Ami", "AmiDenied", "AmiError", "AmiLost", "AmiRefused", "Login", "tr
 FIRST_PAUSE: Final = 0.2  # seconds, doubled by each failure in a row
 LONGEST_PAUSE: Final = 10.0  # seconds
 LONGEST_RING: Final = 86400.0  # seconds
-REFUSED_PAUSE: Final = 180.0  # seconds; fail2ban bans whoever fails five times in ten minutes
+REFUSED_PAUSE: Final = 180.0  # seconds; fail2ban bans whoever fails five times in ten minutes, but not itself
 BOOTED_WITHIN: Final = 5.0  # seconds in which it is not said why ``up`` failed
 STEADY_AFTER: Final = 10.0  # seconds that a connection lasts to count as a success
 
@@ -217,7 +217,7 @@ class Ami:
     def _retry(self, _: int) -> float:
         self._failures += 1
         refused, self._refused = self._refused, False
-        return REFUSED_PAUSE if refused else _pause(self._failures)
+        return REFUSED_PAUSE if refused and not self._login.local else _pause(self._failures)
 
 
 def _pause(failures: int) -> float:

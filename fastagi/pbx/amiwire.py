@@ -63,6 +63,10 @@ class Login:
     """PEM certificates, one of which must have signed the server's; None: those that this machine trusts."""
 
     @property
+    def local(self) -> bool:
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+    @property
     def where(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
