@@ -26,7 +26,7 @@ class View:
     since: Callable[[Device], float]
     """When it became idle; 0: it was so when first looked at."""
     used: Callable[[Device], float]
-    """When it was last seen in use."""
+    """When it was last seen in use, or to be so no longer."""
     guard: Callable[[Request], float]
     """Seconds that this request's callee is left alone once he is free."""
     now: float
@@ -48,10 +48,12 @@ def rested(request: Request, view: View) -> float | None:
     levels = {device: view.look(device) for device in request.callee_devices}
     if None in levels.values():
         return None
-    since = [view.since(device) for device, presence in levels.items() if presence is Presence.IDLE]
+    idle = [device for device, presence in levels.items() if presence is Presence.IDLE]
     if not {Presence.IN_USE, Presence.RINGING} & set(levels.values()):
-        return max(since, default=None)
-    return min((at for at in since if at > request.idle_after or not request.idle_after), default=None)
+        return max(map(view.since, idle), default=None)
+    # One that has only rung says nothing: nobody was there.
+    fresh = [d for d in idle if view.used(d) > request.idle_after or not request.idle_after]
+    return min(map(view.since, fresh), default=None)
 
 
 def ready(request: Request, view: View) -> bool:

@@ -251,7 +251,7 @@ class CompletionService:
             if device not in self._wanted:
                 continue
             old = self._levels.get(device)
-            if presence is Presence.IN_USE:
+            if Presence.IN_USE in (old, presence):
                 self._used_at[device] = now  # also a call that is over before the next turn looks
             if presence is Presence.IDLE and old is not Presence.IDLE:
                 if old is not None:

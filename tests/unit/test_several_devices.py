@@ -97,6 +97,21 @@ def test_who_did_not_answer_is_free_when_he_puts_down_the_one_he_used_since(worl
     world.wait(60)
     assert world.rings() == [], "b1 has been idle all along: it has rung, and nobody came"
     world.set("b1", RINGING)
+    world.wait(5)
+    world.set("b1", IDLE)
+    assert world.rings() == [], "a stranger's call has rung it, and nobody came again"
+    world.set("b1", IN_USE)
+    world.wait(5)
+    world.set("b1", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
+def test_a_call_begun_before_he_was_asked_for_is_a_sign_when_it_ends(world: World) -> None:
+    """b1 and b2 talk; he did not answer for call waiting, and puts b1 down later."""
+    world.set("b1", IN_USE)
+    world.set("b2", IN_USE)
+    wants(world, *NO_REPLY)
+    world.wait(60)
     world.set("b1", IDLE)
     assert world.rings() == ["ring 1000 for 2000: r1"]
 
@@ -178,6 +193,32 @@ def test_a_call_that_failed_with_all_idle_waits_for_a_sign(world: World) -> None
     assert world.rings() == []
     world.set("b1", IN_USE)
     world.set("b1", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+
+
+@pytest.mark.parametrize(("dialstatus", "cause"), [NO_REPLY, ("CANCEL", 0), ("CHANUNAVAIL", 21)])
+@pytest.mark.parametrize("seen", ["before", "after"])
+def test_a_phone_that_the_call_has_rung_in_vain_does_not_ring_it_again(
+    world: World, dialstatus: str, cause: int, seen: str
+) -> None:
+    """Whether the end of its ringing is read before the dialplan tells of the call, or after."""
+    world.set("b1", IN_USE)
+    world.set("b2", IN_USE)
+    wants(world)
+    world.set("b1", IDLE)
+    world.taken("r1")
+    world.answered("r1")
+    world.set("b1", RINGING)
+    world.wait(20)
+    if seen == "before":
+        world.set("b1", IDLE)
+    world.call_over("r1", dialstatus, cause)
+    world.wait(0.3)
+    world.set("b1", IDLE)
+    world.told()
+    world.wait(4000)
+    assert world.rings() == [] and world.request(2).recalls == 1
+    world.set("b2", IDLE)
     assert world.rings() == ["ring 1000 for 2000: r2"]
 
 
@@ -521,7 +562,7 @@ def test_random_lives_of_a_group(seed: int) -> None:
     world = World()
     phones = [Device(f"PJSIP/21{n:02}") for n in range(3)]
     used: dict[Device, float] = {}
-    """When each was last put down, as somebody sees who never blinks."""
+    """When each was last in use, as somebody sees who never blinks."""
     failed: dict[int, float] = {}
 
     def rung(request: Request) -> None:
@@ -535,7 +576,7 @@ def test_random_lives_of_a_group(seed: int) -> None:
     world.agent.on_recall = rung
 
     def turn(presence: Presence, phone: Device) -> None:
-        if presence is IDLE and world.phones.get(phone, IDLE) is not IDLE:
+        if IN_USE in (presence, world.phones.get(phone)):
             used[phone] = world.clock.now()
         world.phones[phone] = presence
         world.look()
