@@ -214,11 +214,6 @@ class Changes:
             self.prune_before is not None
         )
 
-    def follow(self, earlier: "Changes") -> None:
-        """Say also whose turn it was before, as it was said in ``earlier``."""
-        self.log[:0] = earlier.log
-        self.requests = {**earlier.requests, **self.requests}
-
     def only_turns(self) -> bool:
         """Whether it says only whose turn it is, which would follow again from what was saved before."""
         turns = all(entry.old is State.QUEUED and entry.new is State.READY for entry in self.log)

@@ -69,8 +69,6 @@ class Turns:
         """What the events of this turn want done, once it is saved."""
         self.stale = True
         """Something changed that `settle` has not seen."""
-        self._owed = Changes()
-        """What was told already and could not be saved yet."""
         self._inbox: list[_Event] = []
         self._busy = False
         self._failures = 0
@@ -106,8 +104,6 @@ class Turns:
                 self._refuse(answers, Refused("INTERNAL_ERROR", f"a fault of fastagi itself: {fault!r}"))
                 return
         changes = self._book.take_changes()
-        owed = self._owed
-        changes.follow(owed)
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
             changes.prune_before = now - self._history
@@ -115,7 +111,7 @@ class Turns:
         def saved(error: Exception | None) -> None:
             if error is None:
                 self._saved(settled)
-                self._tell(changes, owed, None)
+                self._tell(changes)
                 self._finish(answers)
             else:
                 self._not_saved(error, batch)
@@ -123,7 +119,7 @@ class Turns:
 
         if changes.only_turns():
             # Whose turn it is need not be saved first: no phone rings before `RecallTaken` is.
-            self._store.commit(changes, partial(self._tell, changes, owed))
+            self._store.commit(changes, partial(self._turns_saved, changes))
             self._saved(settled)
             self._finish(answers)
         elif changes:
@@ -131,16 +127,15 @@ class Turns:
         else:
             saved(None)
 
-    def _tell(self, changes: Changes, owed: Changes, error: Exception | None) -> None:
-        """``owed``: what of it was owed before."""
-        if error is not None:
-            if self._owed is not owed:  # one more has failed meanwhile
-                changes.follow(self._owed)
-            self._owed = changes
-            self._log(f"whose turn it is will be saved with what comes next: {error}")
+    def _turns_saved(self, changes: Changes, error: Exception | None) -> None:
+        if error is None:
+            self._tell(changes)
             return
-        if self._owed is owed:
-            self._owed = Changes()
+        # Nothing is owed: what has come since may be saved already, and each change writes the whole row.
+        for entry in changes.log:
+            self._log(f"missing in the log of request {entry.request}: {entry.sentence}; not saved: {error}")
+
+    def _tell(self, changes: Changes) -> None:
         for entry in changes.log:
             self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
 
