@@ -220,8 +220,14 @@ class CompletionService:
         self._turn_event(recall_id, machine.RecallFailed(dialstatus, cause), done)
 
     def recall_undelivered(self, recall_id: str, why: str) -> None:
-        """The recall could not be handed to Asterisk."""
-        self._turn_event(recall_id, machine.RecallLost(why), ignore)
+        """The recall could not be handed to Asterisk, or so it seems: its answer may be late or lost."""
+
+        def work(now: float) -> object:
+            request = self._of_recall(recall_id)
+            # One that Asterisk has begun was handed over.
+            return request if request.taken else self.apply(request, machine.RecallLost(why), now)
+
+        self.event(work, keep=True)
 
     def caller_answered(self, recall_id: str, channel: str, done: Done) -> None:
         """The caller picked up; answers the `Target` of the CC call."""

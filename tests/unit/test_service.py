@@ -664,6 +664,22 @@ def test_a_recall_that_could_not_be_handed_over_waits(world: World) -> None:
     assert world.rings() == ["ring 1000 for 2000: r2"]
 
 
+@pytest.mark.parametrize("prepare", [up_to_taken, up_to_calling])
+def test_what_has_begun_was_handed_over_whatever_becomes_of_the_answer(
+    world: World, prepare: Callable[[World], None]
+) -> None:
+    """Asterisk rings him already; then the connection is cut, and its answer to Originate is lost."""
+    prepare(world)
+    before = world.request(2)
+    world.service.recall_undelivered("r1", "Originate was not answered: the AMI connection is lost")
+    world.wait(5)
+    assert world.told() == [] and world.request(2) == before
+    if prepare is up_to_taken:
+        world.answered("r1")
+    world.call_over("r1")
+    assert world.request(2).reason == "COMPLETED"
+
+
 def test_a_recall_is_taken_once(world: World) -> None:
     up_to_ready(world)
     world.taken("r1")
