@@ -111,6 +111,8 @@ class CompletionService:
         self._offers = Offers(self.book, self._beyond, directory, limits)
         self.lamps = LampRules(self.book, directory)
         self._levels: dict[Device, Presence] = {}
+        self._before: dict[Device, Presence] = {}
+        """What those were that are to be looked at again, before their source was lost."""
         self._idle_since: dict[Device, float] = {}
         self._used_at: dict[Device, float] = {}
         self._wanted: dict[Device, float] = {}
@@ -256,7 +258,7 @@ class CompletionService:
         for device, presence in seen.items():
             if device not in self._wanted:
                 continue
-            old = self._levels.get(device)
+            old = self._levels.get(device) or self._before.pop(device, None)
             if Presence.IN_USE in (old, presence):
                 self._used_at[device] = now  # also a call that is over before the next turn looks
             if presence is Presence.IDLE and old is not Presence.IDLE:
@@ -269,7 +271,8 @@ class CompletionService:
         self._turns.look_again()
 
     def levels_lost(self) -> None:
-        """The source of device states is gone: nothing is known until it is back."""
+        """The source of device states is gone: nothing is known until it is back, but what they were."""
+        self._before |= self._levels
         self._levels.clear()
 
     def settings(self, number: Number) -> Settings:
@@ -367,11 +370,10 @@ class CompletionService:
                 who = request.callee if of_callee else request.caller
                 interval = self._directory.extension(who).settings.poll_interval
                 wanted[device] = min(interval, wanted.get(device, interval))
-        for device in self._levels.keys() - wanted.keys():
-            # What is not watched goes stale, and stale is worse than unknown.
-            del self._levels[device]
-            self._idle_since.pop(device, None)
-            self._used_at.pop(device, None)
+        for known in (self._levels, self._before, self._idle_since, self._used_at):
+            for device in known.keys() - wanted.keys():
+                # What is not watched goes stale, and stale is worse than unknown.
+                del known[device]
         self._wanted = wanted
         calls = frozenset(r.recall_id for r in self.book.requests() if r.taken and not r.agent)
         self._monitor.watch(wanted, calls)

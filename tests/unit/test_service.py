@@ -1517,6 +1517,51 @@ def test_a_pause_between_free_and_the_recall(world: World) -> None:
     assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r1"]
 
 
+def cut_off(world: World, seconds: float, then: Callable[[], None]) -> None:
+    """The source of device states is gone so long; ``then`` happens before it is back."""
+    world.blind = True
+    world.service.levels_lost()
+    world.monitor.told.clear()
+    world.wait(seconds)
+    then()
+    world.blind = False
+    world.look()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "lost twice"])
+def test_the_pause_of_one_who_became_free_unseen_begins_when_he_is_seen(world: World, again: bool) -> None:
+    world.directory.set("2000", cc_guard_timer=10)
+    queued(world)
+
+    def then() -> None:
+        if again:
+            world.service.levels_lost()
+        world.set("2000", IDLE)
+
+    cut_off(world, 5, then)
+    world.wait(9.9)
+    assert world.rings() == []
+    world.wait(0.1)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
+def test_the_pause_of_one_who_stays_free_goes_on_without_a_source(world: World) -> None:
+    world.directory.set("2000", cc_guard_timer=10)
+    queued(world)
+    world.set("2000", IDLE)
+    cut_off(world, 10, lambda: None)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
+def test_what_was_known_is_forgotten_when_nobody_waits_for_him_any_more(world: World) -> None:
+    world.directory.set("2000", cc_guard_timer=10)
+    queued(world)
+    cut_off(world, 1, lambda: world.cancels("1000"))
+    world.set("2000", IDLE)
+    world.wants("1000", "2000")
+    assert world.rings() == ["ring 1000 for 2000: r1"], "idle when first looked at"
+
+
 def test_idle_told_again_does_not_start_the_pause_anew(world: World) -> None:
     world.directory.set("2000", cc_guard_timer=5)
     queued(world)

@@ -333,6 +333,20 @@ def test_without_a_restart_it_is_known(world: World) -> None:
     assert world.rings() == ["ring 1000 for 2000: r1"]
 
 
+def test_a_phone_put_down_while_there_was_no_source_was_put_down_since(world: World) -> None:
+    wants(world, *NO_REPLY)
+    world.set("b1", IN_USE)
+    world.set("b2", IN_USE)
+    world.blind = True
+    world.service.levels_lost()
+    world.monitor.told.clear()
+    world.wait(10)
+    world.set("b1", IDLE)
+    world.blind = False
+    world.look()
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
 def test_a_break_of_one_who_was_busy(world: World, breaks: Callable[[World], None]) -> None:
     world.set("1000", IN_USE)
     world.set("b1", IN_USE)
