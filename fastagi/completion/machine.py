@@ -336,11 +336,20 @@ def _recall_lost(r: Request, e: RecallLost, now: float, p: Policy) -> Step:
     return replace(_requeue(r, now, e.why, retry_at=retry_at), effects=(StopRecall(r),))
 
 
+def call_limit(request: Request) -> float:
+    """Seconds after which its CC call is given up."""
+    return FAR_CALL_LIMIT if request.agent else CALL_LIMIT
+
+
+def call_began(request: Request) -> float:
+    """When the caller picked up, of a request that is CALLING."""
+    return request.recall_ends - call_limit(request)
+
+
 def _caller_answered(r: Request, e: CallerAnswered, now: float, p: Policy) -> Step:
     if not r.taken:
         raise Refused("RECALL_UNKNOWN", f"recall {r.recall_id} of request {r.id} was not begun yet")
-    limit = FAR_CALL_LIMIT if r.agent else CALL_LIMIT
-    new = replace(r, state=State.CALLING, channel=e.channel, recall_ends=now + limit)
+    new = replace(r, state=State.CALLING, channel=e.channel, recall_ends=now + call_limit(r))
     return Step(new, f"{r.caller} answered: calling {r.callee}")
 
 

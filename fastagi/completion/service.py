@@ -191,11 +191,12 @@ class CompletionService:
         self.event(lambda now: self._toggle(caller, key, now), done)
 
     def pending(self, caller: Device, done: Done) -> None:
-        """Answers the caller's open requests, oldest first, each with its `Place`."""
+        """Answers what the caller waits for, oldest first, each with its `Place`."""
 
         def work(now: float) -> object:
             own = self._of_caller(self._offers.who(caller).number)
-            return [Place(request, self._position(request), already=True) for request in own]
+            waiting = [r for r in own if r.state is not State.CALLING]
+            return [Place(request, self._position(request), already=True) for request in waiting]
 
         self.event(work, done)
 
@@ -473,9 +474,8 @@ class CompletionService:
         else:
             offer = next((o for o in reversed(offers) if o.callee == callee), None)
         wanted = offer.callee if offer is not None else callee
-        own = self._of_caller(caller.number)
-        for request in own:
-            if request.callee == wanted:
+        for request in self._of_caller(caller.number):
+            if request.callee == wanted and not (offer and _later(offer, request)):
                 return Place(request, self._position(request), already=True)
         if offer is None:
             to_whom = f"to {callee} " if callee else ""
@@ -558,7 +558,7 @@ class CompletionService:
         waiting = [r.callee for r in own if r.state is not State.CALLING]
         if latest is not None and latest.callee in waiting:
             return self._cancel(device, latest.callee, now)
-        asked = latest is not None and latest.callee in [r.callee for r in own]
+        asked = latest is not None and any(r.callee == latest.callee and not _later(latest, r) for r in own)
         on_offer = latest is not None and latest.service is not None and now < latest.offer_ends
         if not waiting or (on_offer and not asked):
             return self._ask(device, None, now)
@@ -597,19 +597,22 @@ class CompletionService:
             in_use = Presence.IN_USE in levels and Presence.IDLE not in levels
             return self.apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
         done = self.apply(request, machine.CallCompleted(), now)
-        # Who is beyond a trunk and has no name shares his with others.
-        own = [] if request.agent else self.book.offers_of(request.caller)
-        for offer in [o for o in own if o.callee == request.callee]:
-            # He has what he asked for: *30 right after it must not ring both once more.
-            self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))
-        for other in self._of_caller(Number(request.other)):
-            if other.other == request.caller and other.state is State.QUEUED:
+        began = machine.call_began(request)
+        both: list[tuple[str, str]] = [(request.other, request.caller)]
+        if not request.agent:  # who is beyond a trunk and has no name shares his with others
+            both.append((request.caller, request.other))
+            own = self.book.offers_of(request.caller)
+            for offer in [o for o in own if o.callee == request.callee and not _later(o, request)]:
+                # He has what he asked for: *30 right after it must not ring both once more.
+                self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))
+        for other in [r for r in self.book.requests() if r.state is State.QUEUED and r.asked_at <= began]:
+            if (other.caller, other.other) in both:
                 self.apply(other, machine.Fulfilled(request.id), now)
         return done
 
     def _cut(self, request: Request, now: float) -> Request:
         policy = self._policy(request)
-        turn = machine.FAR_CALL_LIMIT if request.agent else machine.CALL_LIMIT
+        turn = machine.call_limit(request)
         if request.state is State.READY:
             turn = policy.caller.cc_recall_timer + machine.RECALL_GRACE
         elif request.state is State.REQUESTED:
@@ -623,3 +626,8 @@ class CompletionService:
             retry_at=min(request.retry_at, now + policy.caller.cc_retry_timer),
             recall_ends=min(request.recall_ends, now + turn),
         )
+
+
+def _later(offer: Offer, request: Request) -> bool:
+    """Whether this call failed while the CC call of that request was under way already: it is another one."""
+    return request.state is State.CALLING and offer.offered_at > machine.call_began(request)

@@ -825,6 +825,131 @@ def test_the_shorter_of_the_callers_and_the_callees_timer(
     assert world.request(2).reason == "EXPIRED"
 
 
+# ------------------------------------------------------------------------- asked while a CC call is under way
+
+
+def handed_on(world: World) -> None:
+    """1000 was called back by request 2, has given 2000 to another, and calls him again, who is busy with that."""
+    up_to_calling(world)
+    world.set("2000", IN_USE)
+    world.wait(60)
+    world.fails("1000", "2000")
+    world.told()
+
+
+@pytest.mark.parametrize("ask", ["*30", "*30 by number", "*33"])
+def test_who_calls_him_again_asks_anew_while_the_call_before_goes_on(world: World, ask: str) -> None:
+    handed_on(world)
+    {
+        "*30": lambda: world.asks("1000"),
+        "*30 by number": lambda: world.asks("1000", "2000"),
+        "*33": lambda: world.toggles("1000"),
+    }[ask]()
+    world.asks("1000")
+    world.pending("1000")
+    assert world.told() == [
+        "saved: 4 OFFERED -> QUEUED",
+        "-> 4 at place 2",
+        "-> already 4 at place 2",
+        "-> 4 for 2000 QUEUED at place 2",
+    ]
+    world.wait(60)
+    world.call_over("r1")
+    assert world.told() == ["saved: 2 CALLING -> COMPLETED", "-> 2 COMPLETED COMPLETED"]
+    world.set("2000", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+
+
+def test_the_new_request_waits_for_the_call_before_to_end(world: World) -> None:
+    handed_on(world)
+    world.asks("1000")
+    world.set("2000", IDLE)
+    world.wait(60)
+    assert world.rings() == [], "nobody has told that they do not talk any more"
+    world.call_over("r1")
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+
+
+def test_the_new_request_is_taken_back_and_the_call_goes_on(world: World) -> None:
+    handed_on(world)
+    world.asks("1000")
+    world.cancels("1000")
+    assert world.told()[-1] == "-> 4 ENDED CANCELLED"
+    world.cancels("1000")
+    assert world.told() == ["-> FAIL NO_CORE_INSTANCE"]
+    assert world.request(2).state is State.CALLING
+
+
+def test_the_key_asks_anew_and_takes_back_no_other(world: World) -> None:
+    world.set("2001", IN_USE)
+    world.wants("1000", "2001")
+    world.wants("1000", "2000")
+    world.taken("r1")
+    world.answered("r1")
+    world.wait(60)
+    world.fails("1000", "2000")
+    world.toggles("1000")
+    assert world.told()[-1] == "-> 6 at place 2"
+    assert world.request(2).state is State.QUEUED
+    world.toggles("1000")
+    assert world.told()[-1] == "-> 6 ENDED CANCELLED"
+
+
+def test_the_new_call_stays_on_offer_when_the_call_before_is_over(world: World) -> None:
+    handed_on(world)
+    world.call_over("r1")
+    world.told()
+    world.asks("1000")
+    assert world.told()[-1] == "-> 4 at place 1"
+
+
+def test_the_call_under_way_counts_for_the_limits(world: World) -> None:
+    world.directory.set("1000", cc_max_agents=1)
+    handed_on(world)
+    world.asks("1000")
+    assert world.told() == ["-> FAIL TOO_MANY_REQUESTS"]
+    world.directory.set("1000", cc_max_agents=2)
+    world.directory.set("2000", cc_max_monitors=1)
+    world.asks("1000")
+    assert world.told() == ["-> FAIL CALLEE_QUEUE_FULL"]
+
+
+def test_of_a_call_under_way_he_has_already_what_he_asked_for(world: World) -> None:
+    """He has called nobody since: it is still that call which he would mean."""
+    up_to_calling(world)
+    world.wait(10)
+    world.asks("1000")
+    world.pending("1000")
+    assert world.told() == ["-> already 2 at place 1", "-> none"]
+
+
+def test_when_the_call_before_fails_one_talk_completes_both(world: World) -> None:
+    """On a second line he has called him again, while the CC call was still ringing there."""
+    handed_on(world)
+    world.asks("1000")
+    world.call_over("r1", "BUSY", 17)
+    world.set("2000", IDLE)
+    world.taken("r2")
+    world.answered("r2")
+    world.told()
+    world.call_over("r2")
+    assert world.told()[0] == "saved: 2 CALLING -> COMPLETED, 4 QUEUED -> COMPLETED"
+    assert world.request(4).reason == "FULFILLED"
+
+
+def test_what_the_callee_asks_during_the_call_is_not_fulfilled_by_it(world: World) -> None:
+    """1000 has handed him on and is busy elsewhere; 2000 has tried to reach him."""
+    up_to_calling(world)
+    world.wait(60)
+    world.set("1000", IN_USE)
+    world.wants("2000", "1000")
+    world.told()
+    world.call_over("r1")
+    assert world.told()[0] == "saved: 2 CALLING -> COMPLETED"
+    world.set("1000", IDLE)
+    assert world.rings() == ["ring 2000 for 1000: r2"]
+
+
 # ------------------------------------------------------------------------------------------ taking it back
 
 
