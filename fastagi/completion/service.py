@@ -11,6 +11,7 @@ from fastagi.completion import machine, queue
 from fastagi.completion.book import Book
 from fastagi.completion.lamps import LampRules
 from fastagi.completion.model import (
+    HINT,
     TURN,
     Context,
     Device,
@@ -24,6 +25,7 @@ from fastagi.completion.model import (
     Service,
     Settings,
     State,
+    own_device,
 )
 from fastagi.completion.offers import OFFER_MEMORY, FailedCall, Offers
 from fastagi.completion.ports import (
@@ -595,6 +597,8 @@ class CompletionService:
         if not answered:
             levels = set(map(self._levels.get, request.callee_devices))
             in_use = Presence.IN_USE in levels and Presence.IDLE not in levels
+            if machine.service_of(dialstatus, cause) is Service.CCNL:
+                request = self._by_his_phones(request)
             return self.apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
         done = self.apply(request, machine.CallCompleted(), now)
         began = machine.call_began(request)
@@ -609,6 +613,14 @@ class CompletionService:
             if (other.caller, other.other) in both:
                 self.apply(other, machine.Fulfilled(request.id), now)
         return done
+
+    def _by_his_phones(self, request: Request) -> Request:
+        """Whether he is logged in no hint says (see `Offers`): his phones do, where they are known."""
+        if not any(device.startswith(HINT) for device in request.callee_devices):
+            return request
+        phones = self._directory.extension(request.callee).devices or own_device(request.callee)
+        others = tuple(device for device in phones if device not in request.caller_devices)
+        return replace(request, callee_devices=others or request.callee_devices)
 
     def _cut(self, request: Request, now: float) -> Request:
         policy = self._policy(request)

@@ -492,6 +492,47 @@ def test_whatever_was_dialled_a_hint_can_watch_it(world: World) -> None:
     assert said == ["-> not offered: CALLEE_NOT_WATCHABLE", "-> offer 2 CCBS"]
 
 
+@pytest.mark.parametrize("devices", [[], [B1, B2]], ids=["no entry", "two phones"])
+def test_a_hint_does_not_say_that_he_is_logged_in_again(world: World, devices: list[str]) -> None:
+    """He was busy, and has unplugged his phone: a hint with Custom:DND2000 in it reads idle."""
+    world.directory.set("2000", devices, monitor="hint")
+    phones = devices or ["PJSIP/2000"]
+    world.set_hint("2000@phones", IN_USE)
+    wants(world)
+    for name in phones:
+        world.set(name.removeprefix("PJSIP/"), GONE)
+    world.set_hint("2000@phones", IDLE)
+    recalled(world, "r1", "CHANUNAVAIL", 20)
+    world.told()
+    assert world.request(2).callee_devices == tuple(phones)
+    world.wait(4000)
+    assert world.rings() == []
+    world.restart()
+    world.set(phones[-1].removeprefix("PJSIP/"), IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+
+
+@pytest.mark.parametrize(("dialstatus", "cause"), [("BUSY", 17), NO_REPLY, ("CHANUNAVAIL", 21)])
+def test_a_hint_stays_watched_when_the_call_fails_otherwise(
+    world: World, dialstatus: str, cause: int
+) -> None:
+    world.directory.set("2000", [B1, B2], monitor="hint")
+    wants(world)
+    recalled(world, "r1", dialstatus, cause)
+    assert world.request(2).callee_devices == ("Hint:2000@phones",)
+
+
+@pytest.mark.parametrize(("number", "devices"), [("*7000", []), ("7000", ["PJSIP/1000"])])
+def test_a_hint_stays_watched_where_no_phone_of_another_is_known(
+    world: World, number: str, devices: list[str]
+) -> None:
+    world.directory.set("1000", ["PJSIP/1000"])
+    world.directory.set(number, devices, monitor="hint")
+    world.wants("1000", number, devices=[])
+    recalled(world, "r1", "CHANUNAVAIL", 20)
+    assert world.request(2).callee_devices == (f"Hint:{number}@phones",)
+
+
 def test_a_hint_of_one_who_did_not_answer_must_first_be_in_use(world: World) -> None:
     world.directory.set("2000", monitor="hint")
     wants(world, *NO_REPLY)
