@@ -289,7 +289,16 @@ class CompletionService:
 
     def _restarted(self, now: float) -> None:
         for request in self.book.requests():
-            if request.state is State.READY and not request.taken:
+            policy = self._policy(request)
+            if request.state is State.CALLING:
+                pass  # they are let talk
+            elif policy.callee.cc_monitor_policy == "never":
+                who = f"the operator: nobody may wait for {request.callee} any more"
+                self.apply(request, machine.Cancelled(who), now)
+            elif policy.caller.cc_agent_policy == "never":
+                who = f"the operator: {request.caller} may not ask any more"
+                self.apply(request, machine.Cancelled(who), now)
+            elif request.state is State.READY and not request.taken:
                 lost = machine.RecallLost("fastagi was restarted before the recall began", pause=False)
                 self.apply(request, lost, now)
 

@@ -1087,6 +1087,41 @@ def test_restart_keeps_who_waits_for_a_sign_and_who_is_passed_over(world: World)
     assert world.rings() == ["ring 1100 for 2001: r1"]
 
 
+@pytest.mark.parametrize(
+    ("number", "setting", "why"),
+    [
+        ("2000", "cc_monitor_policy", "taken back by the operator: nobody may wait for 2000 any more"),
+        ("1000", "cc_agent_policy", "taken back by the operator: 1000 may not ask any more"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("prepare", "ends"), [(queued, True), (up_to_ready, True), (up_to_taken, True), (up_to_calling, False)]
+)
+def test_restart_after_one_of_them_wants_no_part_in_it_any_more(
+    world: World, prepare: Callable[[World], None], ends: bool, number: str, setting: str, why: str
+) -> None:
+    prepare(world)
+    stops = world.request(2).state is State.READY
+    world.directory.set(number, (), "", **{setting: "never"})
+    world.restart()
+    told = world.told()
+    assert (world.request(2).reason == "CANCELLED") == ends, "who talks is let talk"
+    assert ("stop r1" in told) == stops and world.rings() == []
+    assert world.store.log[-1].sentence.startswith(why) == ends
+    world.set("2000", IDLE)
+    world.wait(86400 if ends else 60)
+    assert world.told() == []
+
+
+def test_restart_after_another_wants_no_part_in_it(world: World) -> None:
+    queued(world)
+    world.directory.set("1000", cc_monitor_policy="never")
+    world.directory.set("2000", cc_agent_policy="never")
+    world.restart()
+    world.set("2000", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
 def test_restart_before_the_recall_was_taken(world: World) -> None:
     up_to_ready(world)
     world.restart()
