@@ -16,8 +16,9 @@ What protects everybody's nerves:
 
 - A turn that failed because the caller did not answer, or in which the CC call failed, counts against
   ``cc_max_recalls``. A caller who is busy himself, or a recall of which nothing was heard again, does not.
-- After a turn that failed for any reason but the callee's being busy or away, the next one waits
-  ``cc_retry_timer``; after that one, it waits for the callee. So it never loops at once.
+- After a recall that failed, and after a CC call to a callee who was not registered, the next turn waits
+  ``cc_retry_timer``. After any other CC call that failed it waits for the callee: until he is no longer
+  busy, or is seen to use his phone (beyond a trunk his PBX judges). So it never loops at once.
 - ``service_ends`` is set once, when asked, and nothing prolongs it. It ends a request that waits; a turn
   under way is let finish and looks at it when it fails.
 

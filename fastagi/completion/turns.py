@@ -4,7 +4,9 @@ Events come in at any time and wait in an inbox. A *turn* takes all that wait, l
 looks what follows from everything together (``settle``), and hands every change to the store as one
 transaction. Only when that is saved are the effects run and the events answered; what arrives meanwhile
 waits for the next turn. So nothing is told or rung that a crash could make untrue, and under load one
-commit serves many callers.
+commit serves many callers. One turn does not wait to be saved, that which says no more than whose turn it is
+(`Changes.only_turns`): it would follow again, and no phone rings before Asterisk has taken the recall,
+which is saved first.
 
 When saving fails, everything is taken back and each event is refused with STORE_FAILED. What Asterisk has
 told us and will not tell twice (``keep``) goes back into the inbox; it is tried again with the next event,
