@@ -1,6 +1,6 @@
 """What the rules need of the world, and what they tell it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
@@ -67,6 +67,9 @@ class Directory(Protocol):
     """The extensions of this PBX."""
 
     def extension(self, number: Number) -> Extension: ...
+
+    def numbers(self) -> Iterable[Number]:
+        """Those that have an entry of their own."""
 
     def of_device(self, device: Device) -> Extension | None:
         """Who calls from this device; None: nobody who may ask (a trunk, ``anonymous``)."""

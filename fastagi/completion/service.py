@@ -149,6 +149,7 @@ class CompletionService:
         cut_offers = [self._offers.cut(o, now) for o in offers]
         cut_requests = [self._cut(r, now) for r in requests]
         self.book.load(cut_offers, cut_requests, last_id, self._beyond.load(kept or {}, cut_offers))
+        self.lamps.start()
         self.event(self._restarted)
 
     # What callers and operators ask

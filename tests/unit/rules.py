@@ -102,6 +102,9 @@ class FakeDirectory:
     def extension(self, number: Number) -> Extension:
         return self.entries.get(number) or Extension(number, Settings())
 
+    def numbers(self) -> list[Number]:
+        return list(map(Number, self.entries))
+
     def of_device(self, device: Device) -> Extension | None:
         for entry in self.entries.values():
             if device in entry.devices:
