@@ -57,12 +57,6 @@ class Lamp(Protocol):
         """The lamp of this extension shows ``state``, a device state of Asterisk, from now on."""
 
 
-class NoLamps:
-    """Phones without any."""
-
-    def show(self, extension: Number, state: str) -> None: ...
-
-
 class Directory(Protocol):
     """The extensions of this PBX."""
 

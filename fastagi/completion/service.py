@@ -39,7 +39,6 @@ from fastagi.completion.ports import (
     Lamp,
     LogEntry,
     Monitor,
-    NoLamps,
     Store,
     far_device,
 )
@@ -95,14 +94,14 @@ class CompletionService:
         directory: Directory,
         agent: Agent,
         monitor: Monitor,
+        lamp: Lamp,
         limits: Limits,
         new_recall_id: Callable[[], str],
         log: Callable[[str], None],
         beyond: Beyond | None = None,
-        lamp: Lamp | None = None,
     ) -> None:
         self._beyond = beyond or Alone()
-        self._lamp = lamp or NoLamps()
+        self._lamp = lamp
         self._clock = clock
         self._directory = directory
         self._agent = agent
