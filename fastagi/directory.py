@@ -73,6 +73,10 @@ class Directory:
         """The extension of this number; every number has one."""
         return self._exact.get(number) or self._best(number)
 
+    def numbers(self) -> list[Number]:
+        """Those that have an entry of their own; whom only a pattern knows is known when he calls."""
+        return list(map(Number, self._exact))
+
     def of_device(self, device: Device) -> Extension | None:
         """Who calls from this device; None is nobody who may ask: a trunk, anonymous.
 

@@ -11,6 +11,9 @@ from fastagi.completion.book import Book
 from fastagi.completion.model import Number, Request, Settings, State
 from fastagi.completion.ports import Directory
 
+UNSET = "NOT_INUSE"
+"""A lamp of which Asterisk was never told looks like this one."""
+
 
 def of_request(request: Request, settings: Settings) -> tuple[int, str]:
     """How near it is to a call (more is nearer), and what the lamp shows of it."""
@@ -41,6 +44,10 @@ class LampRules:
         """What the lamp of somebody shows for whom there is nothing."""
         return self._directory.extension(extension).settings.cc_available_devstate
 
+    def start(self) -> None:
+        """Look at each extension that is known: some show another word than `UNSET` while there is nothing."""
+        self._book.touched.update(dict.fromkeys(self._directory.numbers()))
+
     def look(self, now: float) -> list[tuple[Number, str]]:
         """The lamps to be shown now, each with its state, in order; some for a moment only."""
         touched, self._book.touched = self._book.touched, {}
@@ -59,7 +66,7 @@ class LampRules:
                 done = ended.state is State.COMPLETED
                 states.insert(0, settings.cc_complete_devstate if done else settings.cc_failed_devstate)
             for state in states:
-                if state != self._shown.get(caller, settings.cc_available_devstate):
+                if state != self._shown.get(caller, UNSET):
                     self._shown[caller] = state
                     changed.append((caller, state))
         return changed

@@ -16,8 +16,9 @@ What protects everybody's nerves:
 
 - A turn that failed because the caller did not answer, or in which the CC call failed, counts against
   ``cc_max_recalls``. A caller who is busy himself, or a recall of which nothing was heard again, does not.
-- After a turn that failed for any reason but the callee's being busy or away, the next one waits
-  ``cc_retry_timer``; after that one, it waits for the callee. So it never loops at once.
+- After a recall that failed, and after a CC call to a callee who was not registered, the next turn waits
+  ``cc_retry_timer``. After any other CC call that failed it waits for the callee: until he is no longer
+  busy, or is seen to use his phone (beyond a trunk his PBX judges). So it never loops at once.
 - ``service_ends`` is set once, when asked, and nothing prolongs it. It ends a request that waits; a turn
   under way is let finish and looks at it when it fails.
 
@@ -336,11 +337,20 @@ def _recall_lost(r: Request, e: RecallLost, now: float, p: Policy) -> Step:
     return replace(_requeue(r, now, e.why, retry_at=retry_at), effects=(StopRecall(r),))
 
 
+def call_limit(request: Request) -> float:
+    """Seconds after which its CC call is given up."""
+    return FAR_CALL_LIMIT if request.agent else CALL_LIMIT
+
+
+def call_began(request: Request) -> float:
+    """When the caller picked up, of a request that is CALLING."""
+    return request.recall_ends - call_limit(request)
+
+
 def _caller_answered(r: Request, e: CallerAnswered, now: float, p: Policy) -> Step:
     if not r.taken:
         raise Refused("RECALL_UNKNOWN", f"recall {r.recall_id} of request {r.id} was not begun yet")
-    limit = FAR_CALL_LIMIT if r.agent else CALL_LIMIT
-    new = replace(r, state=State.CALLING, channel=e.channel, recall_ends=now + limit)
+    new = replace(r, state=State.CALLING, channel=e.channel, recall_ends=now + call_limit(r))
     return Step(new, f"{r.caller} answered: calling {r.callee}")
 
 

@@ -243,7 +243,7 @@ class Request:
     sign_needed: bool = False
     """The callee must first be seen in use: no reply so far, or busy while his device read idle."""
     idle_after: float = 0
-    """Of several devices, while one is in use, only those count as free that became idle after this instant."""
+    """Of several devices, while one is in use, only those count as free that were used after this instant."""
     retry_at: float = 0
     """While QUEUED: not selected before this instant."""
     recalls: int = 0

@@ -1,6 +1,6 @@
 """What the rules need of the world, and what they tell it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
@@ -57,16 +57,13 @@ class Lamp(Protocol):
         """The lamp of this extension shows ``state``, a device state of Asterisk, from now on."""
 
 
-class NoLamps:
-    """Phones without any."""
-
-    def show(self, extension: Number, state: str) -> None: ...
-
-
 class Directory(Protocol):
     """The extensions of this PBX."""
 
     def extension(self, number: Number) -> Extension: ...
+
+    def numbers(self) -> Iterable[Number]:
+        """Those that have an entry of their own."""
 
     def of_device(self, device: Device) -> Extension | None:
         """Who calls from this device; None: nobody who may ask (a trunk, ``anonymous``)."""
@@ -213,11 +210,6 @@ class Changes:
         return any(getattr(self, f.name) for f in fields(self) if f.name != "prune_before") or (
             self.prune_before is not None
         )
-
-    def follow(self, earlier: "Changes") -> None:
-        """Say also whose turn it was before, as it was said in ``earlier``."""
-        self.log[:0] = earlier.log
-        self.requests = {**earlier.requests, **self.requests}
 
     def only_turns(self) -> bool:
         """Whether it says only whose turn it is, which would follow again from what was saved before."""

@@ -26,7 +26,7 @@ class View:
     since: Callable[[Device], float]
     """When it became idle; 0: it was so when first looked at."""
     used: Callable[[Device], float]
-    """When it was last seen in use."""
+    """When it was last seen in use, or to be so no longer."""
     guard: Callable[[Request], float]
     """Seconds that this request's callee is left alone once he is free."""
     now: float
@@ -45,13 +45,15 @@ class Verdict(Enum):
 
 def rested(request: Request, view: View) -> float | None:
     """When the callee's devices have let him be free long enough; None: he is not free."""
-    levels = {device: view.look(device) for device in request.callee_devices}
-    if None in levels.values():
+    levels = [view.look(device) for device in request.callee_devices]
+    if None in levels or Presence.IDLE not in levels:
         return None
-    since = [view.since(device) for device, presence in levels.items() if presence is Presence.IDLE]
-    if not {Presence.IN_USE, Presence.RINGING} & set(levels.values()):
-        return max(since, default=None)
-    return min((at for at in since if at > request.idle_after or not request.idle_after), default=None)
+    idle = [device for device in request.callee_devices if view.look(device) is Presence.IDLE]
+    if Presence.IN_USE not in levels and Presence.RINGING not in levels:
+        return max(map(view.since, idle))
+    # One that has only rung says nothing: nobody was there.
+    fresh = [d for d in idle if view.used(d) > request.idle_after or not request.idle_after]
+    return min(map(view.since, fresh), default=None)
 
 
 def ready(request: Request, view: View) -> bool:
@@ -65,6 +67,10 @@ def ready(request: Request, view: View) -> bool:
 def _in_use(device: Device, request: Request, view: View) -> bool:
     """Now, or for a moment since it matters."""
     return view.look(device) is Presence.IN_USE or view.used(device) > request.idle_after > 0
+
+
+def _caller(request: Request, view: View) -> Presence | None:
+    return together(map(view.look, request.caller_devices))
 
 
 def parties(request: Request) -> set[str]:
@@ -90,14 +96,13 @@ def select(requests: Sequence[Request], view: View) -> tuple[Request, Verdict] |
             continue
         if request.sign_needed and any(_in_use(d, request, view) for d in request.callee_devices):
             return request, Verdict.SIGN_OF_LIFE
-        caller = together(map(view.look, request.caller_devices))
         if request.suspended:
-            if caller is Presence.IDLE:
+            if _caller(request, view) is Presence.IDLE:
                 return request, Verdict.RESUME
             continue
-        both = parties(request)
-        if taken & both or not ready(request, view):
+        if not ready(request, view) or taken & (both := parties(request)):
             continue
+        caller = _caller(request, view)
         if caller is Presence.IDLE:
             return request, Verdict.SELECT
         if caller is not None:

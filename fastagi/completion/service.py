@@ -11,6 +11,7 @@ from fastagi.completion import machine, queue
 from fastagi.completion.book import Book
 from fastagi.completion.lamps import LampRules
 from fastagi.completion.model import (
+    HINT,
     TURN,
     Context,
     Device,
@@ -24,6 +25,7 @@ from fastagi.completion.model import (
     Service,
     Settings,
     State,
+    own_device,
 )
 from fastagi.completion.offers import OFFER_MEMORY, FailedCall, Offers
 from fastagi.completion.ports import (
@@ -37,7 +39,6 @@ from fastagi.completion.ports import (
     Lamp,
     LogEntry,
     Monitor,
-    NoLamps,
     Store,
     far_device,
 )
@@ -93,14 +94,14 @@ class CompletionService:
         directory: Directory,
         agent: Agent,
         monitor: Monitor,
+        lamp: Lamp,
         limits: Limits,
         new_recall_id: Callable[[], str],
         log: Callable[[str], None],
         beyond: Beyond | None = None,
-        lamp: Lamp | None = None,
     ) -> None:
         self._beyond = beyond or Alone()
-        self._lamp = lamp or NoLamps()
+        self._lamp = lamp
         self._clock = clock
         self._directory = directory
         self._agent = agent
@@ -111,6 +112,8 @@ class CompletionService:
         self._offers = Offers(self.book, self._beyond, directory, limits)
         self.lamps = LampRules(self.book, directory)
         self._levels: dict[Device, Presence] = {}
+        self._before: dict[Device, Presence] = {}
+        """What those were that are to be looked at again, before their source was lost."""
         self._idle_since: dict[Device, float] = {}
         self._used_at: dict[Device, float] = {}
         self._wanted: dict[Device, float] = {}
@@ -145,6 +148,7 @@ class CompletionService:
         cut_offers = [self._offers.cut(o, now) for o in offers]
         cut_requests = [self._cut(r, now) for r in requests]
         self.book.load(cut_offers, cut_requests, last_id, self._beyond.load(kept or {}, cut_offers))
+        self.lamps.start()
         self.event(self._restarted)
 
     # What callers and operators ask
@@ -189,11 +193,12 @@ class CompletionService:
         self.event(lambda now: self._toggle(caller, key, now), done)
 
     def pending(self, caller: Device, done: Done) -> None:
-        """Answers the caller's open requests, oldest first, each with its `Place`."""
+        """Answers what the caller waits for, oldest first, each with its `Place`."""
 
         def work(now: float) -> object:
             own = self._of_caller(self._offers.who(caller).number)
-            return [Place(request, self._position(request), already=True) for request in own]
+            waiting = [r for r in own if r.state is not State.CALLING]
+            return [Place(request, self._position(request), already=True) for request in waiting]
 
         self.event(work, done)
 
@@ -220,8 +225,14 @@ class CompletionService:
         self._turn_event(recall_id, machine.RecallFailed(dialstatus, cause), done)
 
     def recall_undelivered(self, recall_id: str, why: str) -> None:
-        """The recall could not be handed to Asterisk."""
-        self._turn_event(recall_id, machine.RecallLost(why), ignore)
+        """The recall could not be handed to Asterisk, or so it seems: its answer may be late or lost."""
+
+        def work(now: float) -> object:
+            request = self._of_recall(recall_id)
+            # One that Asterisk has begun was handed over.
+            return request if request.taken else self.apply(request, machine.RecallLost(why), now)
+
+        self.event(work, keep=True)
 
     def caller_answered(self, recall_id: str, channel: str, done: Done) -> None:
         """The caller picked up; answers the `Target` of the CC call."""
@@ -250,8 +261,8 @@ class CompletionService:
         for device, presence in seen.items():
             if device not in self._wanted:
                 continue
-            old = self._levels.get(device)
-            if presence is Presence.IN_USE:
+            old = self._levels.get(device) or self._before.pop(device, None)
+            if Presence.IN_USE in (old, presence):
                 self._used_at[device] = now  # also a call that is over before the next turn looks
             if presence is Presence.IDLE and old is not Presence.IDLE:
                 if old is not None:
@@ -263,7 +274,8 @@ class CompletionService:
         self._turns.look_again()
 
     def levels_lost(self) -> None:
-        """The source of device states is gone: nothing is known until it is back."""
+        """The source of device states is gone: nothing is known until it is back, but what they were."""
+        self._before |= self._levels
         self._levels.clear()
 
     def settings(self, number: Number) -> Settings:
@@ -277,7 +289,16 @@ class CompletionService:
 
     def _restarted(self, now: float) -> None:
         for request in self.book.requests():
-            if request.state is State.READY and not request.taken:
+            policy = self._policy(request)
+            if request.state is State.CALLING:
+                pass  # they are let talk
+            elif policy.callee.cc_monitor_policy == "never":
+                who = f"the operator: nobody may wait for {request.callee} any more"
+                self.apply(request, machine.Cancelled(who), now)
+            elif policy.caller.cc_agent_policy == "never":
+                who = f"the operator: {request.caller} may not ask any more"
+                self.apply(request, machine.Cancelled(who), now)
+            elif request.state is State.READY and not request.taken:
                 lost = machine.RecallLost("fastagi was restarted before the recall began", pause=False)
                 self.apply(request, lost, now)
 
@@ -361,11 +382,10 @@ class CompletionService:
                 who = request.callee if of_callee else request.caller
                 interval = self._directory.extension(who).settings.poll_interval
                 wanted[device] = min(interval, wanted.get(device, interval))
-        for device in self._levels.keys() - wanted.keys():
-            # What is not watched goes stale, and stale is worse than unknown.
-            del self._levels[device]
-            self._idle_since.pop(device, None)
-            self._used_at.pop(device, None)
+        for known in (self._levels, self._before, self._idle_since, self._used_at):
+            for device in known.keys() - wanted.keys():
+                # What is not watched goes stale, and stale is worse than unknown.
+                del known[device]
         self._wanted = wanted
         calls = frozenset(r.recall_id for r in self.book.requests() if r.taken and not r.agent)
         self._monitor.watch(wanted, calls)
@@ -465,9 +485,8 @@ class CompletionService:
         else:
             offer = next((o for o in reversed(offers) if o.callee == callee), None)
         wanted = offer.callee if offer is not None else callee
-        own = self._of_caller(caller.number)
-        for request in own:
-            if request.callee == wanted:
+        for request in self._of_caller(caller.number):
+            if request.callee == wanted and not (offer and _later(offer, request)):
                 return Place(request, self._position(request), already=True)
         if offer is None:
             to_whom = f"to {callee} " if callee else ""
@@ -550,7 +569,7 @@ class CompletionService:
         waiting = [r.callee for r in own if r.state is not State.CALLING]
         if latest is not None and latest.callee in waiting:
             return self._cancel(device, latest.callee, now)
-        asked = latest is not None and latest.callee in [r.callee for r in own]
+        asked = latest is not None and any(r.callee == latest.callee and not _later(latest, r) for r in own)
         on_offer = latest is not None and latest.service is not None and now < latest.offer_ends
         if not waiting or (on_offer and not asked):
             return self._ask(device, None, now)
@@ -587,21 +606,34 @@ class CompletionService:
         if not answered:
             levels = set(map(self._levels.get, request.callee_devices))
             in_use = Presence.IN_USE in levels and Presence.IDLE not in levels
+            if machine.service_of(dialstatus, cause) is Service.CCNL:
+                request = self._by_his_phones(request)
             return self.apply(request, machine.CallFailed(dialstatus, cause, in_use), now)
         done = self.apply(request, machine.CallCompleted(), now)
-        # Who is beyond a trunk and has no name shares his with others.
-        own = [] if request.agent else self.book.offers_of(request.caller)
-        for offer in [o for o in own if o.callee == request.callee]:
-            # He has what he asked for: *30 right after it must not ring both once more.
-            self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))
-        for other in self._of_caller(Number(request.other)):
-            if other.other == request.caller and other.state is State.QUEUED:
+        began = machine.call_began(request)
+        both: list[tuple[str, str]] = [(request.other, request.caller)]
+        if not request.agent:  # who is beyond a trunk and has no name shares his with others
+            both.append((request.caller, request.other))
+            own = self.book.offers_of(request.caller)
+            for offer in [o for o in own if o.callee == request.callee and not _later(o, request)]:
+                # He has what he asked for: *30 right after it must not ring both once more.
+                self.book.replace_offer(offer, replace(offer, service=None, reason="COMPLETED"))
+        for other in [r for r in self.book.requests() if r.state is State.QUEUED and r.asked_at <= began]:
+            if (other.caller, other.other) in both:
                 self.apply(other, machine.Fulfilled(request.id), now)
         return done
 
+    def _by_his_phones(self, request: Request) -> Request:
+        """Whether he is logged in no hint says (see `Offers`): his phones do, where they are known."""
+        if not any(device.startswith(HINT) for device in request.callee_devices):
+            return request
+        phones = self._directory.extension(request.callee).devices or own_device(request.callee)
+        others = tuple(device for device in phones if device not in request.caller_devices)
+        return replace(request, callee_devices=others or request.callee_devices)
+
     def _cut(self, request: Request, now: float) -> Request:
         policy = self._policy(request)
-        turn = machine.FAR_CALL_LIMIT if request.agent else machine.CALL_LIMIT
+        turn = machine.call_limit(request)
         if request.state is State.READY:
             turn = policy.caller.cc_recall_timer + machine.RECALL_GRACE
         elif request.state is State.REQUESTED:
@@ -615,3 +647,8 @@ class CompletionService:
             retry_at=min(request.retry_at, now + policy.caller.cc_retry_timer),
             recall_ends=min(request.recall_ends, now + turn),
         )
+
+
+def _later(offer: Offer, request: Request) -> bool:
+    """Whether this call failed while the CC call of that request was under way already: it is another one."""
+    return request.state is State.CALLING and offer.offered_at > machine.call_began(request)

@@ -4,7 +4,9 @@ Events come in at any time and wait in an inbox. A *turn* takes all that wait, l
 looks what follows from everything together (``settle``), and hands every change to the store as one
 transaction. Only when that is saved are the effects run and the events answered; what arrives meanwhile
 waits for the next turn. So nothing is told or rung that a crash could make untrue, and under load one
-commit serves many callers.
+commit serves many callers. One turn does not wait to be saved, that which says no more than whose turn it is
+(`Changes.only_turns`): it would follow again, and no phone rings before Asterisk has taken the recall,
+which is saved first.
 
 When saving fails, everything is taken back and each event is refused with STORE_FAILED. What Asterisk has
 told us and will not tell twice (``keep``) goes back into the inbox; it is tried again with the next event,
@@ -69,8 +71,6 @@ class Turns:
         """What the events of this turn want done, once it is saved."""
         self.stale = True
         """Something changed that `settle` has not seen."""
-        self._owed = Changes()
-        """What was told already and could not be saved yet."""
         self._inbox: list[_Event] = []
         self._busy = False
         self._failures = 0
@@ -106,8 +106,6 @@ class Turns:
                 self._refuse(answers, Refused("INTERNAL_ERROR", f"a fault of fastagi itself: {fault!r}"))
                 return
         changes = self._book.take_changes()
-        owed = self._owed
-        changes.follow(owed)
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
             changes.prune_before = now - self._history
@@ -115,7 +113,7 @@ class Turns:
         def saved(error: Exception | None) -> None:
             if error is None:
                 self._saved(settled)
-                self._tell(changes, owed, None)
+                self._tell(changes)
                 self._finish(answers)
             else:
                 self._not_saved(error, batch)
@@ -123,7 +121,7 @@ class Turns:
 
         if changes.only_turns():
             # Whose turn it is need not be saved first: no phone rings before `RecallTaken` is.
-            self._store.commit(changes, partial(self._tell, changes, owed))
+            self._store.commit(changes, partial(self._turns_saved, changes))
             self._saved(settled)
             self._finish(answers)
         elif changes:
@@ -131,16 +129,15 @@ class Turns:
         else:
             saved(None)
 
-    def _tell(self, changes: Changes, owed: Changes, error: Exception | None) -> None:
-        """``owed``: what of it was owed before."""
-        if error is not None:
-            if self._owed is not owed:  # one more has failed meanwhile
-                changes.follow(self._owed)
-            self._owed = changes
-            self._log(f"whose turn it is will be saved with what comes next: {error}")
+    def _turns_saved(self, changes: Changes, error: Exception | None) -> None:
+        if error is None:
+            self._tell(changes)
             return
-        if self._owed is owed:
-            self._owed = Changes()
+        # Nothing is owed: what has come since may be saved already, and each change writes the whole row.
+        for entry in changes.log:
+            self._log(f"missing in the log of request {entry.request}: {entry.sentence}; not saved: {error}")
+
+    def _tell(self, changes: Changes) -> None:
         for entry in changes.log:
             self._log(f"request {entry.request}: {entry.old} -> {entry.new}: {entry.sentence}")
 

@@ -102,6 +102,9 @@ class FakeDirectory:
     def extension(self, number: Number) -> Extension:
         return self.entries.get(number) or Extension(number, Settings())
 
+    def numbers(self) -> list[Number]:
+        return list(map(Number, self.entries))
+
     def of_device(self, device: Device) -> Extension | None:
         for entry in self.entries.values():
             if device in entry.devices:
@@ -111,7 +114,7 @@ class FakeDirectory:
 
 
 class FakeStore:
-    """Remembers what was committed; ``held`` commits wait for `release`; ``error`` fails the next ones."""
+    """Remembers what was committed; ``held`` commits wait for `release`, in order; ``error`` fails the next ones."""
 
     def __init__(self, events: list[str]) -> None:
         self._events = events
@@ -124,14 +127,16 @@ class FakeStore:
         self.error: Exception | None = None
         self.tries = 0
         self.pruned: list[float] = []
+        self.lost: set[int] = set()
+        """Requests in whose log it is missing that it was their turn."""
         self._waiting: list[tuple[Changes, Callable[[Exception | None], None]]] = []
 
     def commit(self, changes: Changes, done: Callable[[Exception | None], None]) -> None:
-        assert not self._waiting, "a second commit before the first was done"
+        assert all(c.only_turns() for c, _ in self._waiting), "a second commit before the first was done"
         assert changes, "a commit of nothing"
         self.tries += 1
         self._waiting.append((changes, done))
-        if not self.held:
+        while self._waiting and not self.held:
             self.release()
 
     @property
@@ -140,10 +145,12 @@ class FakeStore:
 
     def release(self) -> None:
         """The commit under way is done, or has failed with ``error``."""
-        (changes, done), self._waiting = self._waiting[0], []
+        changes, done = self._waiting.pop(0)
         error = self.error or _unwritable(changes)
         if error is not None:
             self._events.append("not saved")
+            if changes.only_turns():
+                self.lost.update(changes.requests)
             done(error)
             return
         self.write(changes)

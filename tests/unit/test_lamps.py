@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fastagi.completion import lamps as rules
 from fastagi.completion.machine import Cancelled
-from fastagi.completion.model import Number, Service, Settings, State
+from fastagi.completion.model import Extension, Number, Service, Settings, State
+from fastagi.directory import Directory
 from fastagi.pbx.lamp import Lamps
 from fastagi.pbx.watch import Watcher
 from tests.unit.rules import IDLE, IN_USE, World, phone
@@ -309,6 +312,33 @@ def test_after_a_restart_what_is_not_dark_is_told(world: World) -> None:
     world.wait(20)
     assert world.lamp.told() == [f"1100 {DARK}"]
     assert world.service.lamps.dark(Number("1300")) == "NOT_INUSE"
+
+
+def test_an_extension_that_is_known_shows_at_once_that_there_is_nothing(world: World) -> None:
+    """Asterisk was never told of its lamp, and takes it for NOT_INUSE."""
+    world.directory.set("1000", cc_available_devstate="UNKNOWN")
+    world.directory.set("1100", cc_available_devstate="UNKNOWN", cc_active_devstate="INUSE")
+    world.set("2000", IN_USE)
+    world.wants("1100", "2000")
+    world.restart()
+    assert sorted(world.lamp.told()) == ["1000 UNKNOWN", "1100 INUSE"]
+    world.wait(60)
+    assert world.lamp.told() == []
+
+
+def test_one_who_has_no_entry_of_his_own_shows_it_when_he_has_called(world: World) -> None:
+    nothing = Extension(Number("1200"), replace(Settings(), cc_available_devstate="UNKNOWN"))
+    world.directory.extension = lambda number: nothing  # type: ignore[method-assign]
+    world.restart()
+    assert world.lamp.told() == [f"{number} UNKNOWN" for number in world.directory.entries]
+    world.fails("1200", "2000")
+    assert world.lamp.told() == ["1200 UNKNOWN"]
+
+
+def test_those_who_have_an_entry_of_their_own() -> None:
+    keys = ("1000", "_2XXX", "*70")
+    directory = Directory(Settings(), {key: Extension(Number(key), Settings()) for key in keys})
+    assert directory.numbers() == ["1000", "*70"]
 
 
 # That Asterisk is told

@@ -57,11 +57,15 @@ def levels(**seen: Presence) -> Levels:
 
 
 def view(seen: Levels, now: float = NOW, guard: float = 0, **since: float) -> View:
-    """What is known: the levels, and when a device became idle; one not named was so when first looked at."""
+    """What is known: the levels, and when a device was put down; one not named was idle when first looked at."""
+
+    def put_down(device: Device) -> float:
+        return since.get(device.removeprefix("PJSIP/"), 0.0)
+
     return View(
         seen.get,
-        since=lambda d: since.get(d.removeprefix("PJSIP/"), 0.0),
-        used=lambda d: 0.0,
+        since=put_down,
+        used=put_down,
         guard=lambda r: guard,
         now=now,
     )
@@ -306,6 +310,8 @@ def test_who_did_not_answer_is_free_when_the_phone_he_used_since_is_put_down(bus
     assert first([AWAITED], seen, b=NOW - 100) is None, "put down with that very call"
     assert first([AWAITED], seen, b=NOW - 99) == (1, Verdict.SELECT)
     assert first([AWAITED], seen, c=NOW - 99) is None, "that one is used again"
+    rung = replace(view(seen, b=NOW - 99), used=lambda d: 0.0)
+    assert select([AWAITED], rung) is None, "idle since it rang in vain"
 
 
 @pytest.mark.parametrize("other", [IDLE, GONE])
@@ -371,7 +377,7 @@ def free(r: Request, v: View) -> bool:
         return False
     whole = IN_USE not in phones.values() and RINGING not in phones.values()
     return any(
-        p is IDLE and (whole or v.since(d) > r.idle_after or not r.idle_after) for d, p in phones.items()
+        p is IDLE and (whole or v.used(d) > r.idle_after or not r.idle_after) for d, p in phones.items()
     )
 
 
@@ -421,6 +427,7 @@ def test_random_lives(seed: int) -> None:
     requests: list[Request] = []
     seen: dict[Device, Presence] = {}
     since: dict[Device, float] = {}
+    used: dict[Device, float] = {}
     over: list[int] = []
     born = recalls = 0
     now = NOW
@@ -444,6 +451,8 @@ def test_random_lives(seed: int) -> None:
                 old, seen[device] = seen.get(device), dice.choice((IDLE, IDLE, IN_USE, RINGING, GONE))
                 if seen[device] is IDLE and old not in (IDLE, None):
                     since[device] = now
+                if IN_USE in (old, seen[device]):
+                    used[device] = now
                 if dice.random() < 0.1:
                     del seen[device]
             case 3 if turns := [r for r in requests if r.state in TURN]:
@@ -464,7 +473,7 @@ def test_random_lives(seed: int) -> None:
                     over.append(step(r, machine.CallCompleted(), now, policy).request.id)
                     requests.remove(r)
         verdicts = 0
-        v = View(seen.get, lambda d: since.get(d, 0.0), lambda d: 0.0, lambda r: 0.0, now)
+        v = View(seen.get, lambda d: since.get(d, 0.0), lambda d: used.get(d, 0.0), lambda r: 0.0, now)
         while found := select(requests, v):
             r, verdict = found
             verdicts += 1

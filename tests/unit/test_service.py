@@ -21,7 +21,8 @@ def check(world: World) -> None:
     """What holds after every conversation."""
     at: dict[int, State] = {}
     for entry in world.store.log:
-        assert entry.old is at.get(entry.request, State.OFFERED), "a change is missing in the log"
+        lost = entry.request in world.store.lost and entry.old is State.READY
+        assert lost or entry.old is at.get(entry.request, State.OFFERED), "a change is missing in the log"
         assert len(entry.sentence) > 10
         at[entry.request] = entry.new
     assert at == {r.id: r.state for r in world.store.requests.values()}
@@ -663,6 +664,22 @@ def test_a_recall_that_could_not_be_handed_over_waits(world: World) -> None:
     assert world.rings() == ["ring 1000 for 2000: r2"]
 
 
+@pytest.mark.parametrize("prepare", [up_to_taken, up_to_calling])
+def test_what_has_begun_was_handed_over_whatever_becomes_of_the_answer(
+    world: World, prepare: Callable[[World], None]
+) -> None:
+    """Asterisk rings him already; then the connection is cut, and its answer to Originate is lost."""
+    prepare(world)
+    before = world.request(2)
+    world.service.recall_undelivered("r1", "Originate was not answered: the AMI connection is lost")
+    world.wait(5)
+    assert world.told() == [] and world.request(2) == before
+    if prepare is up_to_taken:
+        world.answered("r1")
+    world.call_over("r1")
+    assert world.request(2).reason == "COMPLETED"
+
+
 def test_a_recall_is_taken_once(world: World) -> None:
     up_to_ready(world)
     world.taken("r1")
@@ -808,6 +825,131 @@ def test_the_shorter_of_the_callers_and_the_callees_timer(
     assert world.request(2).reason == "EXPIRED"
 
 
+# ------------------------------------------------------------------------- asked while a CC call is under way
+
+
+def handed_on(world: World) -> None:
+    """1000 was called back by request 2, has given 2000 to another, and calls him again, who is busy with that."""
+    up_to_calling(world)
+    world.set("2000", IN_USE)
+    world.wait(60)
+    world.fails("1000", "2000")
+    world.told()
+
+
+@pytest.mark.parametrize("ask", ["*30", "*30 by number", "*33"])
+def test_who_calls_him_again_asks_anew_while_the_call_before_goes_on(world: World, ask: str) -> None:
+    handed_on(world)
+    {
+        "*30": lambda: world.asks("1000"),
+        "*30 by number": lambda: world.asks("1000", "2000"),
+        "*33": lambda: world.toggles("1000"),
+    }[ask]()
+    world.asks("1000")
+    world.pending("1000")
+    assert world.told() == [
+        "saved: 4 OFFERED -> QUEUED",
+        "-> 4 at place 2",
+        "-> already 4 at place 2",
+        "-> 4 for 2000 QUEUED at place 2",
+    ]
+    world.wait(60)
+    world.call_over("r1")
+    assert world.told() == ["saved: 2 CALLING -> COMPLETED", "-> 2 COMPLETED COMPLETED"]
+    world.set("2000", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+
+
+def test_the_new_request_waits_for_the_call_before_to_end(world: World) -> None:
+    handed_on(world)
+    world.asks("1000")
+    world.set("2000", IDLE)
+    world.wait(60)
+    assert world.rings() == [], "nobody has told that they do not talk any more"
+    world.call_over("r1")
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+
+
+def test_the_new_request_is_taken_back_and_the_call_goes_on(world: World) -> None:
+    handed_on(world)
+    world.asks("1000")
+    world.cancels("1000")
+    assert world.told()[-1] == "-> 4 ENDED CANCELLED"
+    world.cancels("1000")
+    assert world.told() == ["-> FAIL NO_CORE_INSTANCE"]
+    assert world.request(2).state is State.CALLING
+
+
+def test_the_key_asks_anew_and_takes_back_no_other(world: World) -> None:
+    world.set("2001", IN_USE)
+    world.wants("1000", "2001")
+    world.wants("1000", "2000")
+    world.taken("r1")
+    world.answered("r1")
+    world.wait(60)
+    world.fails("1000", "2000")
+    world.toggles("1000")
+    assert world.told()[-1] == "-> 6 at place 2"
+    assert world.request(2).state is State.QUEUED
+    world.toggles("1000")
+    assert world.told()[-1] == "-> 6 ENDED CANCELLED"
+
+
+def test_the_new_call_stays_on_offer_when_the_call_before_is_over(world: World) -> None:
+    handed_on(world)
+    world.call_over("r1")
+    world.told()
+    world.asks("1000")
+    assert world.told()[-1] == "-> 4 at place 1"
+
+
+def test_the_call_under_way_counts_for_the_limits(world: World) -> None:
+    world.directory.set("1000", cc_max_agents=1)
+    handed_on(world)
+    world.asks("1000")
+    assert world.told() == ["-> FAIL TOO_MANY_REQUESTS"]
+    world.directory.set("1000", cc_max_agents=2)
+    world.directory.set("2000", cc_max_monitors=1)
+    world.asks("1000")
+    assert world.told() == ["-> FAIL CALLEE_QUEUE_FULL"]
+
+
+def test_of_a_call_under_way_he_has_already_what_he_asked_for(world: World) -> None:
+    """He has called nobody since: it is still that call which he would mean."""
+    up_to_calling(world)
+    world.wait(10)
+    world.asks("1000")
+    world.pending("1000")
+    assert world.told() == ["-> already 2 at place 1", "-> none"]
+
+
+def test_when_the_call_before_fails_one_talk_completes_both(world: World) -> None:
+    """On a second line he has called him again, while the CC call was still ringing there."""
+    handed_on(world)
+    world.asks("1000")
+    world.call_over("r1", "BUSY", 17)
+    world.set("2000", IDLE)
+    world.taken("r2")
+    world.answered("r2")
+    world.told()
+    world.call_over("r2")
+    assert world.told()[0] == "saved: 2 CALLING -> COMPLETED, 4 QUEUED -> COMPLETED"
+    assert world.request(4).reason == "FULFILLED"
+
+
+def test_what_the_callee_asks_during_the_call_is_not_fulfilled_by_it(world: World) -> None:
+    """1000 has handed him on and is busy elsewhere; 2000 has tried to reach him."""
+    up_to_calling(world)
+    world.wait(60)
+    world.set("1000", IN_USE)
+    world.wants("2000", "1000")
+    world.told()
+    world.call_over("r1")
+    assert world.told()[0] == "saved: 2 CALLING -> COMPLETED"
+    world.set("1000", IDLE)
+    assert world.rings() == ["ring 2000 for 1000: r2"]
+
+
 # ------------------------------------------------------------------------------------------ taking it back
 
 
@@ -943,6 +1085,41 @@ def test_restart_keeps_who_waits_for_a_sign_and_who_is_passed_over(world: World)
     assert (world.request(2).sign_needed, world.request(4).suspended) == (True, True)
     world.set("1100", IDLE)
     assert world.rings() == ["ring 1100 for 2001: r1"]
+
+
+@pytest.mark.parametrize(
+    ("number", "setting", "why"),
+    [
+        ("2000", "cc_monitor_policy", "taken back by the operator: nobody may wait for 2000 any more"),
+        ("1000", "cc_agent_policy", "taken back by the operator: 1000 may not ask any more"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("prepare", "ends"), [(queued, True), (up_to_ready, True), (up_to_taken, True), (up_to_calling, False)]
+)
+def test_restart_after_one_of_them_wants_no_part_in_it_any_more(
+    world: World, prepare: Callable[[World], None], ends: bool, number: str, setting: str, why: str
+) -> None:
+    prepare(world)
+    stops = world.request(2).state is State.READY
+    world.directory.set(number, (), "", **{setting: "never"})
+    world.restart()
+    told = world.told()
+    assert (world.request(2).reason == "CANCELLED") == ends, "who talks is let talk"
+    assert ("stop r1" in told) == stops and world.rings() == []
+    assert world.store.log[-1].sentence.startswith(why) == ends
+    world.set("2000", IDLE)
+    world.wait(86400 if ends else 60)
+    assert world.told() == []
+
+
+def test_restart_after_another_wants_no_part_in_it(world: World) -> None:
+    queued(world)
+    world.directory.set("1000", cc_monitor_policy="never")
+    world.directory.set("2000", cc_agent_policy="never")
+    world.restart()
+    world.set("2000", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
 
 
 def test_restart_before_the_recall_was_taken(world: World) -> None:
@@ -1281,16 +1458,74 @@ def test_what_is_kept_is_tried_again_by_the_next_event_too(world: World) -> None
     assert world.told() == ["saved: offer 3, 2 CALLING -> COMPLETED", "-> offer 3 CCBS"]
 
 
-def test_what_followed_but_was_not_saved_follows_with_the_next_event(world: World) -> None:
+def whose_turn_fails(world: World, then: Callable[[], None]) -> None:
+    """Request 2's turn has come; before that turns out not to be saved, something else follows, which is."""
     queued(world)
-    world.store.error = OSError("disk full")
+    world.store.held = True
     world.set("2000", IDLE)
-    assert world.told() == ["not saved", "ring 1000 for 2000: r1"]
+    assert world.told() == ["ring 1000 for 2000: r1"]
+    then()
+    world.store.error = OSError("database is locked")
+    world.store.release()
     world.store.error = None
-    world.fails("1100", "2001")
-    assert world.told()[0] == "saved: offer 3, 2 QUEUED -> READY"
+    world.store.held = False
+    if world.store.waiting:
+        world.store.release()
+    world.look()
+
+
+def test_whose_turn_it_is_was_not_saved_and_he_is_called_back_all_the_same(world: World) -> None:
+    whose_turn_fails(world, lambda: None)
+    assert world.request(2).state is State.QUEUED
+    [line] = [line for line in world.logged if "database is locked" in line]
+    assert line.startswith("missing in the log of request 2: 2000 is free")
     world.taken("r1")
-    assert world.told() == ["saved: 2 READY -> READY", "-> ring PJSIP/1000 for 20 s"]
+    assert world.told() == ["not saved", "saved: 2 READY -> READY", "-> ring PJSIP/1000 for 20 s"]
+    assert (world.request(2).state, world.request(2).recall_id) == (State.READY, "r1")
+
+
+@pytest.mark.parametrize(
+    ("then", "saved", "state"),
+    [
+        (lambda w: w.cancels("1000"), "saved: 2 READY -> ENDED", State.ENDED),
+        (lambda w: w.taken("r1"), "saved: 2 READY -> READY", State.READY),
+        (
+            lambda w: w.service.recall_undelivered("r1", "the spool is full"),
+            "saved: 2 READY -> QUEUED",
+            State.QUEUED,
+        ),
+    ],
+)
+def test_what_was_not_saved_is_not_written_over_what_was(
+    world: World, then: Callable[[World], None], saved: str, state: State
+) -> None:
+    whose_turn_fails(world, lambda: then(world))
+    assert world.told()[:2] == ["not saved", saved]
+    world.fails("1100", "2001")
+    assert world.told() == ["saved: offer 3", "-> offer 3 CCBS"]
+    assert world.request(2).state is state
+
+
+def test_who_has_taken_it_back_is_not_rung_after_a_restart(world: World) -> None:
+    whose_turn_fails(world, lambda: world.cancels("1000"))
+    world.fails("1100", "2001")
+    world.told()
+    world.restart()
+    world.wait(4000)
+    assert world.rings() == [] and world.monitor.devices == {}
+
+
+def test_whose_turn_it_is_follows_again_after_a_restart(world: World) -> None:
+    whose_turn_fails(world, lambda: None)
+    world.told()
+    world.restart()
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+    world.taken("r1")
+    world.taken("r2")
+    assert [e for e in world.told() if "->" in e and not e.startswith("saved")] == [
+        "-> FAIL RECALL_UNKNOWN",
+        "-> ring PJSIP/1000 for 20 s",
+    ]
 
 
 def test_a_store_that_fails_from_the_start_is_tried_again(world: World) -> None:
@@ -1440,6 +1675,51 @@ def test_a_pause_between_free_and_the_recall(world: World) -> None:
     assert world.told() == []
     world.wait(0.1)
     assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r1"]
+
+
+def cut_off(world: World, seconds: float, then: Callable[[], None]) -> None:
+    """The source of device states is gone so long; ``then`` happens before it is back."""
+    world.blind = True
+    world.service.levels_lost()
+    world.monitor.told.clear()
+    world.wait(seconds)
+    then()
+    world.blind = False
+    world.look()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "lost twice"])
+def test_the_pause_of_one_who_became_free_unseen_begins_when_he_is_seen(world: World, again: bool) -> None:
+    world.directory.set("2000", cc_guard_timer=10)
+    queued(world)
+
+    def then() -> None:
+        if again:
+            world.service.levels_lost()
+        world.set("2000", IDLE)
+
+    cut_off(world, 5, then)
+    world.wait(9.9)
+    assert world.rings() == []
+    world.wait(0.1)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
+def test_the_pause_of_one_who_stays_free_goes_on_without_a_source(world: World) -> None:
+    world.directory.set("2000", cc_guard_timer=10)
+    queued(world)
+    world.set("2000", IDLE)
+    cut_off(world, 10, lambda: None)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
+def test_what_was_known_is_forgotten_when_nobody_waits_for_him_any_more(world: World) -> None:
+    world.directory.set("2000", cc_guard_timer=10)
+    queued(world)
+    cut_off(world, 1, lambda: world.cancels("1000"))
+    world.set("2000", IDLE)
+    world.wants("1000", "2000")
+    assert world.rings() == ["ring 1000 for 2000: r1"], "idle when first looked at"
 
 
 def test_idle_told_again_does_not_start_the_pause_anew(world: World) -> None:

@@ -97,6 +97,21 @@ def test_who_did_not_answer_is_free_when_he_puts_down_the_one_he_used_since(worl
     world.wait(60)
     assert world.rings() == [], "b1 has been idle all along: it has rung, and nobody came"
     world.set("b1", RINGING)
+    world.wait(5)
+    world.set("b1", IDLE)
+    assert world.rings() == [], "a stranger's call has rung it, and nobody came again"
+    world.set("b1", IN_USE)
+    world.wait(5)
+    world.set("b1", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
+def test_a_call_begun_before_he_was_asked_for_is_a_sign_when_it_ends(world: World) -> None:
+    """b1 and b2 talk; he did not answer for call waiting, and puts b1 down later."""
+    world.set("b1", IN_USE)
+    world.set("b2", IN_USE)
+    wants(world, *NO_REPLY)
+    world.wait(60)
     world.set("b1", IDLE)
     assert world.rings() == ["ring 1000 for 2000: r1"]
 
@@ -178,6 +193,32 @@ def test_a_call_that_failed_with_all_idle_waits_for_a_sign(world: World) -> None
     assert world.rings() == []
     world.set("b1", IN_USE)
     world.set("b1", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+
+
+@pytest.mark.parametrize(("dialstatus", "cause"), [NO_REPLY, ("CANCEL", 0), ("CHANUNAVAIL", 21)])
+@pytest.mark.parametrize("seen", ["before", "after"])
+def test_a_phone_that_the_call_has_rung_in_vain_does_not_ring_it_again(
+    world: World, dialstatus: str, cause: int, seen: str
+) -> None:
+    """Whether the end of its ringing is read before the dialplan tells of the call, or after."""
+    world.set("b1", IN_USE)
+    world.set("b2", IN_USE)
+    wants(world)
+    world.set("b1", IDLE)
+    world.taken("r1")
+    world.answered("r1")
+    world.set("b1", RINGING)
+    world.wait(20)
+    if seen == "before":
+        world.set("b1", IDLE)
+    world.call_over("r1", dialstatus, cause)
+    world.wait(0.3)
+    world.set("b1", IDLE)
+    world.told()
+    world.wait(4000)
+    assert world.rings() == [] and world.request(2).recalls == 1
+    world.set("b2", IDLE)
     assert world.rings() == ["ring 1000 for 2000: r2"]
 
 
@@ -289,6 +330,20 @@ def test_without_a_restart_it_is_known(world: World) -> None:
     world.set("b1", IDLE)
     lost_and_found(world)
     world.set("1000", IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r1"]
+
+
+def test_a_phone_put_down_while_there_was_no_source_was_put_down_since(world: World) -> None:
+    wants(world, *NO_REPLY)
+    world.set("b1", IN_USE)
+    world.set("b2", IN_USE)
+    world.blind = True
+    world.service.levels_lost()
+    world.monitor.told.clear()
+    world.wait(10)
+    world.set("b1", IDLE)
+    world.blind = False
+    world.look()
     assert world.rings() == ["ring 1000 for 2000: r1"]
 
 
@@ -437,6 +492,47 @@ def test_whatever_was_dialled_a_hint_can_watch_it(world: World) -> None:
     assert said == ["-> not offered: CALLEE_NOT_WATCHABLE", "-> offer 2 CCBS"]
 
 
+@pytest.mark.parametrize("devices", [[], [B1, B2]], ids=["no entry", "two phones"])
+def test_a_hint_does_not_say_that_he_is_logged_in_again(world: World, devices: list[str]) -> None:
+    """He was busy, and has unplugged his phone: a hint with Custom:DND2000 in it reads idle."""
+    world.directory.set("2000", devices, monitor="hint")
+    phones = devices or ["PJSIP/2000"]
+    world.set_hint("2000@phones", IN_USE)
+    wants(world)
+    for name in phones:
+        world.set(name.removeprefix("PJSIP/"), GONE)
+    world.set_hint("2000@phones", IDLE)
+    recalled(world, "r1", "CHANUNAVAIL", 20)
+    world.told()
+    assert world.request(2).callee_devices == tuple(phones)
+    world.wait(4000)
+    assert world.rings() == []
+    world.restart()
+    world.set(phones[-1].removeprefix("PJSIP/"), IDLE)
+    assert world.rings() == ["ring 1000 for 2000: r2"]
+
+
+@pytest.mark.parametrize(("dialstatus", "cause"), [("BUSY", 17), NO_REPLY, ("CHANUNAVAIL", 21)])
+def test_a_hint_stays_watched_when_the_call_fails_otherwise(
+    world: World, dialstatus: str, cause: int
+) -> None:
+    world.directory.set("2000", [B1, B2], monitor="hint")
+    wants(world)
+    recalled(world, "r1", dialstatus, cause)
+    assert world.request(2).callee_devices == ("Hint:2000@phones",)
+
+
+@pytest.mark.parametrize(("number", "devices"), [("*7000", []), ("7000", ["PJSIP/1000"])])
+def test_a_hint_stays_watched_where_no_phone_of_another_is_known(
+    world: World, number: str, devices: list[str]
+) -> None:
+    world.directory.set("1000", ["PJSIP/1000"])
+    world.directory.set(number, devices, monitor="hint")
+    world.wants("1000", number, devices=[])
+    recalled(world, "r1", "CHANUNAVAIL", 20)
+    assert world.request(2).callee_devices == (f"Hint:{number}@phones",)
+
+
 def test_a_hint_of_one_who_did_not_answer_must_first_be_in_use(world: World) -> None:
     world.directory.set("2000", monitor="hint")
     wants(world, *NO_REPLY)
@@ -521,7 +617,7 @@ def test_random_lives_of_a_group(seed: int) -> None:
     world = World()
     phones = [Device(f"PJSIP/21{n:02}") for n in range(3)]
     used: dict[Device, float] = {}
-    """When each was last put down, as somebody sees who never blinks."""
+    """When each was last in use, as somebody sees who never blinks."""
     failed: dict[int, float] = {}
 
     def rung(request: Request) -> None:
@@ -535,7 +631,7 @@ def test_random_lives_of_a_group(seed: int) -> None:
     world.agent.on_recall = rung
 
     def turn(presence: Presence, phone: Device) -> None:
-        if presence is IDLE and world.phones.get(phone, IDLE) is not IDLE:
+        if IN_USE in (presence, world.phones.get(phone)):
             used[phone] = world.clock.now()
         world.phones[phone] = presence
         world.look()
