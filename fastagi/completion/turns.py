@@ -121,8 +121,8 @@ class Turns:
 
         if changes.only_turns():
             # Whose turn it is need not be saved first: no phone rings before `RecallTaken` is.
-            self._store.commit(changes, partial(self._turns_saved, changes))
             self._saved(settled)
+            self._store.commit(changes, partial(self._turns_saved, changes))
             self._finish(answers)
         elif changes:
             self._store.commit(changes, saved)

@@ -528,7 +528,7 @@ def test_asked_accepted_ready_and_talked(world: FarWorld) -> None:
     assert world.told() == ["saved: 2 REQUESTED -> QUEUED", "-> 2 QUEUED"]
     world.wait(600)
     world.says(2, IDLE)
-    assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r1"]
+    assert world.told() == ["ring 1000 for 2000: r1", "saved: 2 QUEUED -> READY"]
     world.taken("r1")
     world.answered("r1")
     world.wait(60)
@@ -700,7 +700,7 @@ def test_not_free_any_more_stops_the_ringing_and_keeps_the_place(world: FarWorld
     assert world.told() == [f"saved: {id} READY -> QUEUED", "stop r1"]
     assert (world.request(id).recalls, world.request(id).retry_at) == (0, 0.0)
     world.says(id, IDLE)
-    assert world.told() == [f"saved: {id} QUEUED -> READY", "ring 1000 for 2000: r2"]
+    assert world.told() == ["ring 1000 for 2000: r2", f"saved: {id} QUEUED -> READY"]
 
 
 def test_a_caller_who_is_busy_when_the_other_is_free(world: FarWorld) -> None:

@@ -74,7 +74,7 @@ def test_1_busy_then_asked_for_then_called_back(world: World) -> None:
         "-> 2 at place 1",
     ]
     world.set("2000", IDLE)
-    assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r1"]
+    assert world.told() == ["ring 1000 for 2000: r1", "saved: 2 QUEUED -> READY"]
     world.taken("r1")
     world.wait(3)
     world.answered("r1")
@@ -112,8 +112,8 @@ def test_2_no_answer_then_called_back_after_his_next_call(world: World) -> None:
         "saved: 2 OFFERED -> QUEUED",
         "-> 2 at place 1",
         "saved: 2 QUEUED -> QUEUED",
-        "saved: 2 QUEUED -> READY",
         "ring 1000 for 2000: r1",
+        "saved: 2 QUEUED -> READY",
     ]
 
 
@@ -508,7 +508,7 @@ def test_two_callers_one_callee(world: World) -> None:
     world.wants("1100", "2000")
     world.told()
     world.set("2000", IDLE)
-    assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r1"]
+    assert world.told() == ["ring 1000 for 2000: r1", "saved: 2 QUEUED -> READY"]
     world.taken("r1")
     world.wait(20)
     world.told()
@@ -525,7 +525,7 @@ def test_two_callers_one_callee(world: World) -> None:
     world.call_over("r2")
     world.told()
     world.set("2000", IDLE)
-    assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r3"]
+    assert world.told() == ["ring 1000 for 2000: r3", "saved: 2 QUEUED -> READY"]
 
 
 def test_who_keeps_his_place_is_served_first_again(world: World) -> None:
@@ -650,7 +650,7 @@ def test_a_recall_nobody_takes_is_given_up_and_tried_again(world: World) -> None
     world.wait(29)
     assert world.told() == []
     world.wait(1)
-    assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r2"]
+    assert world.told() == ["ring 1000 for 2000: r2", "saved: 2 QUEUED -> READY"]
     assert world.request(2).recalls == 0
 
 
@@ -1050,7 +1050,7 @@ def test_restart_while_queued(world: World) -> None:
     world.restart()
     assert world.store.requests == before
     world.set("2000", IDLE)
-    assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r1"]
+    assert world.told() == ["ring 1000 for 2000: r1", "saved: 2 QUEUED -> READY"]
 
 
 def test_restart_while_queued_does_not_prolong(world: World) -> None:
@@ -1128,8 +1128,8 @@ def test_restart_before_the_recall_was_taken(world: World) -> None:
     assert world.told() == [
         "saved: 2 READY -> QUEUED",
         "stop r1",
-        "saved: 2 QUEUED -> READY",
         "ring 1000 for 2000: r2",
+        "saved: 2 QUEUED -> READY",
     ]
     world.taken("r1")
     world.taken("r2")
@@ -1221,7 +1221,7 @@ def test_an_instant_of_a_wrong_clock_is_cut_to_its_timer(world: World) -> None:
     world.restart()
     assert world.told() == []
     world.wait(30)
-    assert world.told() == ["saved: 7 QUEUED -> READY", "ring 1300 for 2003: r3"]
+    assert world.told() == ["ring 1300 for 2003: r3", "saved: 7 QUEUED -> READY"]
     world.wait(5)
     assert world.told() == ["saved: 5 READY -> QUEUED", "stop r1"]
     world.asks("1200")
@@ -1355,7 +1355,7 @@ def test_no_effect_runs_of_what_was_not_saved(world: World) -> None:
     world.store.error = OSError("disk full")
     world.set("2000", IDLE)
     # Asterisk is told that it is his turn; but no phone rings, for that could not be saved.
-    assert world.told() == ["not saved", "ring 1000 for 2000: r1"]
+    assert world.told() == ["ring 1000 for 2000: r1", "not saved"]
     world.taken("r1")
     assert world.told() == ["not saved", "-> FAIL STORE_FAILED"]
     world.store.error = None
@@ -1674,7 +1674,7 @@ def test_a_pause_between_free_and_the_recall(world: World) -> None:
     world.wait(4.9)
     assert world.told() == []
     world.wait(0.1)
-    assert world.told() == ["saved: 2 QUEUED -> READY", "ring 1000 for 2000: r1"]
+    assert world.told() == ["ring 1000 for 2000: r1", "saved: 2 QUEUED -> READY"]
 
 
 def cut_off(world: World, seconds: float, then: Callable[[], None]) -> None:
@@ -1787,7 +1787,7 @@ def test_one_call_is_armed_for_the_nearest_instant(world: World) -> None:
     [due] = world.clock.armed()
     assert due <= 10
     world.wait(9)
-    assert world.told()[-1].startswith("ring")
+    assert world.told()[0].startswith("ring")
     world.wait(1)
     assert world.told() == ["saved: 2 READY -> QUEUED", "stop r1"]
 
