@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -12,10 +12,8 @@ import pytest
 
 from fastagi.completion.machine import RecallLost
 from fastagi.completion.model import Offer, Request, Service, State
-from fastagi.completion.ports import Kept
 from fastagi.completion.service import Target
 from fastagi.sip.callcompletion.agents import channel_of
-from fastagi.sip.callcompletion.values import Agent, Heard, Monitor
 from fastagi.sip.message import Malformed, Response
 from fastagi.sip.message import Request as SipRequest
 from fastagi.sip.message import parse as sip_parse
@@ -29,6 +27,7 @@ from tests.unit.trunks import (
     TrunkCall,
     alone,
     call_infos,
+    check,
     in_words,
     monitor_of,
     trunk,
@@ -38,60 +37,6 @@ CCBS, CCNR, CCNL = Service
 
 
 _ASTERISK, _LOST = Side.ASTERISK, RecallLost
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    pair = Pair()
-    yield pair
-    for site in pair.sites:
-        check(site)
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    peer = Peer(alone())
-    yield peer
-    check(peer.site)
-
-
-def check(site: Site) -> None:
-    """What holds after every conversation."""
-    at: dict[int, State] = {}
-    for entry in site.store.log:
-        assert entry.old is at.get(entry.request, State.OFFERED), "a change is missing in the log"
-        at[entry.request] = entry.new
-    assert at == {r.id: r.state for r in site.store.requests.values()}
-    rung = [r.recall_id for r in site.agent.rung]
-    assert len(rung) == len(set(rung)), "a recall id was used again"
-    assert not [r for r in site.agent.rung if r.agent], "whoever is beyond a trunk is rung there"
-    assert not [line for line in site.logged if "fault of fastagi" in line]
-    at_most_three_notifies_in_ten_seconds(site)
-    what_is_saved_is_read_back(site)
-
-
-def at_most_three_notifies_in_ten_seconds(site: Site) -> None:
-    """RFC 6910, 9.11; what ends a subscription is not held back."""
-    for said in site.table.notified.values():
-        told = [(at, words) for at, words in said if "terminated" not in words]
-        for place, (at, words) in enumerate(told):
-            within = [w for t, w in told[: place + 1] if at - t < 10]
-            assert len(within) <= 3, said
-            assert not (words == "NOTIFY ready" and len(within) > 2), f"ready was the third: {said}"
-
-
-def what_is_saved_is_read_back(site: Site) -> None:
-    makers: dict[str, Callable[[str], Kept]] = {
-        "agent": Agent.from_json,
-        "monitor": Monitor.from_json,
-        "heard": Heard.from_json,
-        "came": Heard.from_json,
-    }
-    for (kind, key), text in site.store.kept.items():
-        maker = makers.get(kind)
-        if maker is not None:
-            value = maker(text)
-            assert maker(value.to_json()) == value, (kind, key)
 
 
 def nothing_is_left(pair: Pair) -> None:

@@ -25,7 +25,6 @@ from tests.unit.test_callcompletion import (
     accepted,
     both_queued,
     call_uri,
-    check,
     closed,
     nothing_is_left,
     offered,
@@ -37,25 +36,10 @@ from tests.unit.test_callcompletion import (
 from tests.unit.test_sip_element import World, answer_of, our_request
 from tests.unit.test_store import DICE as STORE_DICE
 from tests.unit.test_store import Shop, entry, some_offer, some_request
-from tests.unit.trunks import Pair, Peer, Site, alone, in_words, monitor_of, trunk
+from tests.unit.trunks import Pair, Peer, Site, alone, check, in_words, monitor_of, trunk
 
 NO_UTF_8 = "a\udcff\udcfe"
 FOR_EVER = ("Retry-After", "4294967295")
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    pair = Pair()
-    yield pair
-    for site in pair.sites:
-        check(site)
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    peer = Peer(alone())
-    yield peer
-    check(peer.site)
 
 
 # ----------------------------------------------------------------------------------------------- words of the tests

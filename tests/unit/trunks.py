@@ -9,10 +9,11 @@ from random import Random
 
 from fastagi.completion.model import Context, Device, Number, Offer, Presence, Request, State
 from fastagi.completion.offers import FailedCall
-from fastagi.completion.ports import Beyond, Changes
+from fastagi.completion.ports import Beyond, Changes, Kept
 from fastagi.completion.service import Place, RecallPlan, Target
 from fastagi.sip import message as sip
 from fastagi.sip.callcompletion import CallCompletion
+from fastagi.sip.callcompletion.values import Agent, Heard, Monitor
 from fastagi.sip.message import Header, Response
 from fastagi.sip.package import call_info, parse_pidf
 from fastagi.sip.transaction import stateless_tag
@@ -803,3 +804,42 @@ def monitor_of(response: Response) -> str:
 
 def offers(uri: str, m: str = "BS") -> Header:
     return "Call-Info", call_info(uri, m)
+
+
+def check(site: Site) -> None:
+    """What holds after every conversation."""
+    at: dict[int, State] = {}
+    for entry in site.store.log:
+        assert entry.old is at.get(entry.request, State.OFFERED), "a change is missing in the log"
+        at[entry.request] = entry.new
+    assert at == {r.id: r.state for r in site.store.requests.values()}
+    rung = [r.recall_id for r in site.agent.rung]
+    assert len(rung) == len(set(rung)), "a recall id was used again"
+    assert not [r for r in site.agent.rung if r.agent], "whoever is beyond a trunk is rung there"
+    assert not [line for line in site.logged if "fault of fastagi" in line]
+    at_most_three_notifies_in_ten_seconds(site)
+    what_is_saved_is_read_back(site)
+
+
+def at_most_three_notifies_in_ten_seconds(site: Site) -> None:
+    """RFC 6910, 9.11; what ends a subscription is not held back."""
+    for said in site.table.notified.values():
+        told = [(at, words) for at, words in said if "terminated" not in words]
+        for place, (at, words) in enumerate(told):
+            within = [w for t, w in told[: place + 1] if at - t < 10]
+            assert len(within) <= 3, said
+            assert not (words == "NOTIFY ready" and len(within) > 2), f"ready was the third: {said}"
+
+
+def what_is_saved_is_read_back(site: Site) -> None:
+    makers: dict[str, Callable[[str], Kept]] = {
+        "agent": Agent.from_json,
+        "monitor": Monitor.from_json,
+        "heard": Heard.from_json,
+        "came": Heard.from_json,
+    }
+    for (kind, key), text in site.store.kept.items():
+        maker = makers.get(kind)
+        if maker is not None:
+            value = maker(text)
+            assert maker(value.to_json()) == value, (kind, key)
