@@ -175,6 +175,7 @@ def test_wrong_password(bench: Bench) -> None:
     bench.server.ami_secret = "not this one"
     try:
         bench.reconfigure(QUICK)
+        bench.server.wait_log("does not let us in")
         talk = bench.busy_and_asked()
         talk.hangup()
         if bench.server.mode == "ami":
@@ -182,7 +183,8 @@ def test_wrong_password(bench: Bench) -> None:
             bench.ended("COMPLETED")
         else:
             bench.quiet("1000", 2.0)
-        [_, *lines] = bench.server.log_lines("AMI")  # that of the start before
+        # That of the start before, and the one.
+        [_, *lines] = bench.server.log_lines("AMI")
         assert len(lines) == 1 and "does not let us in" in lines[0], lines
         assert not bench.server.log_lines("Traceback")
     finally:
