@@ -78,14 +78,17 @@ def test_a_lamp_that_was_left_lit_is_dark_after_the_start(bench: Bench) -> None:
 
 
 def test_right_again_after_a_restart_of_asterisk(bench: Bench) -> None:
-    """What it has kept of the lamps is looked at anew."""
-    bench.busy_and_asked()
+    """What it has kept of the lamps is looked at anew, though nothing else has changed."""
+    bench.asterisk.reload_dialplan(bench.dialplan(ring=1))
+    bench.phones["1000"].dial("2000").wait_ended()
+    assert bench.asks("1000") == "SUCCESS/"
     shows(bench, WAITING)
     bench.asterisk.cli("devstate change Custom:CC1000 NOT_INUSE")  # nobody tells us of that
     shows(bench, DARK)
     bench.asterisk.stop()  # in order, so that it has saved that
     bench.asterisk.start()
     shows(bench, WAITING, timeout=12)
+    assert len(bench.server.log_lines(" -> ")) == 1
 
 
 def test_pressed_and_pressed_again(bench: Bench) -> None:
