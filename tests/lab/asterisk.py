@@ -452,21 +452,25 @@ hideconnect=yes
         lines = self.cli("core show channels concise").splitlines()
         return [line.split("!", 1)[0] for line in lines if "!" in line]
 
-    def log_lines(self, containing: str = "") -> list[str]:
-        """The lines of the full log so far that contain a text."""
-        try:
-            text = self.log.read_text(errors="replace")
-        except FileNotFoundError:
+    def log_size(self) -> int:
+        """How long the full log is so far, in bytes."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_lines(self, containing: str = "", after: int = 0) -> list[str]:
+        """The lines of the full log so far that contain a text; `after` skips that many bytes of it."""
+        if not self.log.exists():
             return []
+        with self.log.open("rb") as log:
+            log.seek(after)
+            text = log.read().decode(errors="replace")
         return [line for line in text.splitlines() if containing in line]
 
     def wait_log(self, text: str, timeout: float = 5.0, after: int = 0) -> str:
-        """Wait for a line that contains the text and give it; `after` skips that many lines of the log."""
+        """Wait for a line that contains the text and give it; `after` skips that many bytes of the log."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            for line in self.log_lines()[after:]:
-                if text in line:
-                    return line
+            for line in self.log_lines(text, after):
+                return line
             time.sleep(0.02)
         raise LabError(f"no {text!r} in the log within {timeout:g} s; its end:\n{self._last_words()}")
 
@@ -504,12 +508,17 @@ def _own_name() -> str:
 
 
 def lasting_port(host: str) -> int:
-    """A free TCP port that Linux gives to nobody by itself: whoever tries again and again to reach a server
-    that is down may be given its very port, is then connected with himself, and keeps the server from it."""
+    """A free port, of UDP and of TCP, that Linux gives to nobody by itself.
+
+    For one that is to be there later, or again: a phone, which takes any port, might have it by then. And whoever
+    tries again and again to reach a server that is down may be given its very port, is then connected with himself,
+    and keeps the server from it.
+    """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in random.sample(range(lowest // 2, lowest), 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((host, port))
+        with ExitStack() as probes, suppress(OSError):
+            for kind in socket.SOCK_DGRAM, socket.SOCK_STREAM:
+                probes.enter_context(socket.socket(socket.AF_INET, kind)).bind((host, port))
             return port
     raise LabError(f"no lasting port is free on {host}")
 

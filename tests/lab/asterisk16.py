@@ -89,12 +89,12 @@ allow=ulaw,alaw
 """
 
     def start(self) -> None:
-        self._log_before = len(self.log_lines())
+        self._log_before = self.log_size()
         super().start()
 
     def _has_its_port(self) -> bool:
         # chan_sip starts without it, and its settings name it all the same.
-        return not any("Failed to bind to" in line for line in self.log_lines()[self._log_before :])
+        return not self.log_lines("Failed to bind to", after=self._log_before)
 
 
 def _phone(phone: Phone) -> str:

@@ -126,11 +126,11 @@ class Stage:
 
     def dials(self, number: str, code: str, *expected: str) -> None:
         """A code, and what is heard then: the prompts that Asterisk's log says it played."""
-        mark = len(self.office.asterisk.log_lines())
+        mark = self.office.asterisk.log_size()
         call = self.phones[number].dial(code)
         self.says(number, f"dials {code}", call.started_at)
         call.wait_answered().wait_ended(15)
-        played = [PLAYING.match(line) for line in self.office.asterisk.log_lines()[mark:]]
+        played = [PLAYING.match(line) for line in self.office.asterisk.log_lines(after=mark)]
         heard = [found for found in played if found and found[2] == number]
         words = " and ".join(PROMPTS.get(found[3], found[3]) for found in heard) or "nothing"
         self.says(number, f"hears {words}", _instant(heard[0][1]) if heard else None)

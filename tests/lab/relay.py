@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import re
 import select
@@ -22,11 +23,13 @@ IN_MOVED_TO = 0x80
 class Observer:
     """Somebody else who is logged in at AMI, and who watches the spool: notes when he has seen what.
 
-    ``seen``: (time.monotonic(), bytes), an event's or the name of a file that was moved into the folder.
+    Events, and the names of files that were moved into the folder.
     """
 
     def __init__(self, address: Address, folder: Path) -> None:
-        self.seen: list[tuple[float, bytes]] = []
+        # time.monotonic(), and what came; from each of the two, since either may come in pieces.
+        self._events: list[tuple[float, bytes]] = []
+        self._names: list[tuple[float, bytes]] = []
         self._ami = socket.create_connection(address, 5)
         self._ami.sendall(f"Action: Login\r\nUsername: {AMI_USER}\r\nSecret: {AMI_SECRET}\r\n\r\n".encode())
         libc = ctypes.CDLL(None, use_errno=True)
@@ -37,9 +40,18 @@ class Observer:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def when(self, what: bytes) -> float:
-        """When this regular expression was first seen; raises IndexError if it was not."""
-        return [at for at, data in list(self.seen) if re.search(what, data)][0]
+    def forget(self) -> None:
+        """What was seen so far is not what a test looks at."""
+        self._events.clear()
+        self._names.clear()
+
+    def when(self, what: bytes) -> float | None:
+        """When all that this regular expression matches was first seen; None: it was not yet."""
+        for pieces in (list(self._events), list(self._names)):
+            if found := re.search(what, b"".join(data for _, data in pieces)):
+                ends = itertools.accumulate(len(data) for _, data in pieces)
+                return next(at for (at, _), end in zip(pieces, ends, strict=True) if end >= found.end())
+        return None
 
     def close(self) -> None:
         self._closed = True
@@ -52,9 +64,9 @@ class Observer:
             ready, _, _ = select.select([self._ami.fileno(), self._folder], [], [], 0.2)
             now = time.monotonic()
             if self._ami.fileno() in ready:
-                self.seen.append((now, self._ami.recv(65536)))
+                self._events.append((now, self._ami.recv(65536)))
             if self._folder in ready:
-                self.seen.append((now, os.read(self._folder, 65536)))
+                self._names.append((now, os.read(self._folder, 65536)))
 
 
 class Relay:

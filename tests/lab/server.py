@@ -17,6 +17,7 @@ from tests.lab.asterisk import AMI_SECRET, AMI_USER, Asterisk
 
 DIALPLAN = Path(__file__).parents[2] / "dialplan"
 START_TIMEOUT = 15.0
+STOP_TIMEOUT = 15.0
 
 
 def free_tcp_port() -> int:
@@ -108,12 +109,23 @@ class Server:
         self._process.send_signal(number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        if self._process is not None:
-            if self._process.poll() is None:
-                self._process.send_signal(signal.SIGCONT)
-                self._process.send_signal(number)
-            self._process.wait(15)
-            self._process = None
+        """Whatever becomes of it, it has gone then; raises when it had to be killed for that."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(number)
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            last = "\n".join(self.log_lines()[-20:])
+            raise RuntimeError(
+                f"fastagi did not stop within {STOP_TIMEOUT} s and was killed:\n{last}"
+            ) from None
+        finally:
             self.control.unlink(missing_ok=True)
 
     def kill(self) -> None:

@@ -109,6 +109,7 @@ class Wire:
         with self._changed:
             self._messages.clear()
             self._troubles.clear()
+            self.faults.clear()
 
     # What passed
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from fastagi.completion.model import Offer, Request
 from fastagi.store.requests import Reader
-from tests.lab.asterisk import Asterisk, Trunk
+from tests.lab.asterisk import HOST, Asterisk, Trunk, lasting_port
 from tests.lab.asterisk import Phone as Endpoint
 from tests.lab.install import Tree
 from tests.lab.phone import Call, Phone, PhoneTimeout
@@ -20,15 +20,15 @@ from tests.lab.server import DIALPLAN, Server, free_tcp_port
 NAMES = {"1000": "Alice", "2000": "Bob", "3000": "Carol", "4000": "Dave"}
 QUICK = "defaults: {poll_interval: 0.1, cc_recall_timer: 5, cc_retry_timer: 1}\n"
 
-# What a call's variables were at its end: asks() reads this line.
+# What a call's variables were at its end: seen_in_h() reads this line.
 SEEN = (
     "Verbose(1,site-h ${CHANNEL} dial=${DIALSTATUS} offered=${CC_OFFERED}/${CC_REASON}"
     " request=${CC_REQUEST_RESULT}/${CC_REQUEST_REASON} cancel=${CC_CANCEL_RESULT}/${CC_CANCEL_REASON}"
     " pending=${CC_PENDING}/${CC_PENDING_LIST})"
 )
 
-# What a site writes, and what shows a test how its calls went.
-SITE = """\
+# So the dialplan of every site begins, and shows a test how its calls went.
+HEAD = """\
 [general]
 [globals]
 CC_AGI=agi://127.0.0.1:{port}
@@ -38,7 +38,10 @@ CC_AGI=agi://127.0.0.1:{port}
 include => cc-features
 include => site
 exten => h,1,{seen}
+"""
 
+# What a site writes.
+SITE = """
 [site]
 exten => _[1-4]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}},{ring}))
  same => n,Verbose(1,site-back ${{CHANNEL}} dial=${{DIALSTATUS}} absolute=${{TIMEOUT(absolute)}} \
@@ -90,6 +93,8 @@ class Words:
     """What a test is written in; the phones may be those of one PBX or of several."""
 
     phones: dict[str, Phone]
+    codes: Mapping[str, str] = {"*30": "*30", "*31": "*31", "*32": "*32"}
+    """What the site has in place of our codes."""
 
     def pbx_of(self, number: str) -> Pbx:
         raise NotImplementedError
@@ -126,21 +131,22 @@ class Words:
         phone.answer = before
         self.forget(callee)
 
-    def asks(self, caller: str, code: str = "*30") -> str:
-        """Dials a code, listens until it is said and done: ``RESULT/REASON`` of what the site's h saw."""
+    def asks(self, caller: str, code: str = "*30", *, listens: bool = False) -> str:
+        """Dials a code: ``RESULT/REASON`` of what the site's h saw.
+
+        He hangs up at the first word, since what is known is known before it; or listens to all that is said.
+        """
         pbx = self.pbx_of(caller)
-        count = len(pbx.site_lines("site-h"))
-        told = len(pbx.played())
-        call = self.phones[caller].dial(code).wait_answered()
-        if code == "*32":  # what is known is known before the first word of it
-            self.until(lambda: len(pbx.played()) > told, "he is told")
+        dialled = self.codes[code[:3]] + code[3:]
+        count = len(pbx.channels_of(caller, dialled)) + 1
+        call = self.phones[caller].dial(dialled).wait_answered()
+        if not listens:
+            word = f"<{pbx.channel_of(caller, dialled, count)}> Playing '"
+            self.until(lambda: pbx.site_lines(word) or call.state == "ended", "he is told", 10)
             call.hangup()
         call.wait_ended(10)
-        self.until(lambda: len(pbx.site_lines("site-h")) > count, f"the site's h after {code}")
         key = {"*30": "request", "*31": "cancel", "*32": "pending"}[code[:3]]
-        found = re.search(rf"{key}=(\S*)", pbx.site_lines("site-h")[-1])
-        assert found, pbx.site_lines("site-h")
-        return found[1]
+        return pbx.seen_in_h(caller, dialled, count)[key]
 
     def busy_and_asked(self, caller: str = "1000", callee: str = "2000", other: str = "3000") -> Call:
         """The callee talks to another, the caller meets busy and asks; answers the callee's call."""
@@ -195,12 +201,34 @@ class Pbx(Words):
         for number, name in self.names.items():
             self.phones[number] = Phone(number, self.asterisk.sip_address, name=name).start()
             self.phones[number].register()
-        self._mark = len(self.asterisk.log_lines())
+        self.forget_log()
+
+    def forget_log(self) -> None:
+        """What has been logged so far, and played, is not what a test looks at."""
+        self._mark = self.asterisk.log_size()
 
     def clear(self) -> None:
+        """After a test: nobody calls any more, and every channel ends by itself."""
+        self.rest()
+        self.until(self.is_still, "all channels are gone", 10)
+
+    def rest(self) -> None:
+        """Nobody calls any more, and Asterisk runs."""
         self.close_phones()
         self.asterisk.stay()
-        self.until(lambda: not self.asterisk.channels(), "all channels are gone", 10)
+
+    def recover(self) -> None:
+        """Before a test: what one before it has left behind shall not be its fault."""
+        self.rest()
+        if not self.is_still():
+            self.asterisk.cli("channel request hangup all")
+            try:
+                self.until(self.is_still, "all channels are gone")
+            except AssertionError:
+                self.asterisk.restart()
+
+    def is_still(self) -> bool:
+        return not self.asterisk.channels()
 
     def close_phones(self, *, abruptly: bool = False) -> None:
         for phone in (*self.phones.values(), *self._extra):
@@ -216,13 +244,42 @@ class Pbx(Words):
 
     def site_lines(self, text: str) -> list[str]:
         """Lines of Asterisk's log since this test began."""
-        return [line for line in self.asterisk.log_lines()[self._mark :] if text in line]
+        return self.asterisk.log_lines(text, self._mark)
+
+    def site_line(self, text: str, count: int = 1) -> str:
+        """The latest of so many lines of Asterisk's log since this test began; waits for it, and there is no other.
+
+        For Asterisk's logger is a thread of its own, which the end of a call may overtake.
+        """
+        self.until(lambda: len(self.site_lines(text)) >= count, f"{text!r} is logged, {count} times")
+        lines = self.site_lines(text)
+        assert len(lines) == count, lines
+        return lines[-1]
+
+    def channels_of(self, caller: str, number: str) -> list[str]:
+        """The channels by which this phone has called that number since this test began."""
+        begun = rf'Executing \[{re.escape(number)}@[^]]+:1\] \w+\("({self.technology}/{caller}-\w+)"'
+        return re.findall(begun, "\n".join(self.site_lines(f"[{number}@")))
+
+    def channel_of(self, caller: str, number: str, count: int = 1) -> str:
+        """The latest of so many; waits for it."""
+        self.until(
+            lambda: len(self.channels_of(caller, number)) >= count, f"{caller}'s call {count} to {number}"
+        )
+        return self.channels_of(caller, number)[count - 1]
+
+    def seen_in_h(self, caller: str, number: str, count: int = 1) -> dict[str, str]:
+        """The variables of that call when it reached the site's own h; waits for it."""
+        line = self.site_line(f"1,site-h {self.channel_of(caller, number, count)} ")
+        return dict(re.findall(r'(\w+)=([^\s")]*)', line))
 
     def played(self) -> list[str]:
         """The prompts that were played since this test began."""
         return re.findall(r"Playing '([^'.]+)", "\n".join(self.site_lines("Playing '")))
 
     def evidence(self) -> str:
+        if not self.asterisk.running():
+            return "Asterisk does not run"
         return "\n".join(["channels:", *self.asterisk.channels()])
 
     @contextlib.contextmanager
@@ -253,7 +310,7 @@ class Site(Pbx):
 
     def fresh(self, config: str = QUICK) -> None:
         """Nothing recorded, nothing pending, all phones registered and idle."""
-        self.clear()
+        self.recover()
         self.launch(config)
         self.server.wait_ready()
         self.ready()
@@ -269,15 +326,24 @@ class Site(Pbx):
         self.asterisk.reload_dialplan(self.dialplan())
         super().ready()
 
-    def clear(self) -> None:
+    def rest(self) -> None:
         self.close_phones()
         self.server.stop()
-        super().clear()
+        super().rest()
 
     def reconfigure(self, config: str) -> None:
         self.server.stop()
         self.server.configure(config)
         self.server.start()
+
+    # A turn to its end
+
+    def completes(self, call: Call, callee: str = "2000", caller: str = "1000") -> None:
+        """This call of the callee's ends, his caller is called back, and they have talked."""
+        self.phones[callee].answer = "ring"
+        call.hangup()
+        self.connects(self.recalled(caller), callee).hangup()
+        self.ended("COMPLETED")
 
     # What the server knows
 
@@ -309,11 +375,11 @@ class Bench(Site):
 
     def __init__(self, folder: Path, tree: Tree) -> None:
         super().__init__(folder, Asterisk(folder / "asterisk", tree, say=lambda line: None, ami=True), NAMES)
-        self.trunk_port = free_tcp_port()
+        self.trunk_port = lasting_port(HOST)
         self.configure()
 
     def dialplan(self, ring: int = 20, more: str = "") -> str:
-        return SITE.format(
+        return (HEAD + SITE).format(
             port=self.port,
             dialplan=DIALPLAN,
             ring=ring,
@@ -322,6 +388,18 @@ class Bench(Site):
             more=more,
             seen=SEEN,
         )
+
+    def recorded(self, count: int = 1) -> None:
+        self.until(lambda: len(self.offers()) == count, f"{count} calls are on record")
+
+    def fails(self, number: str, caller: str = "1000") -> Call:
+        """A call that fails by itself; answers it once it is on record."""
+        before = len(self.offers())
+        call = self.phones[caller].dial(number).wait_ended(8)
+        self.recorded(before + 1)
+        for phone in self.phones:
+            self.forget(phone)
+        return call
 
     def configure(self) -> None:
         phones = [Endpoint(number, name) for number, name in NAMES.items() if number != "4000"]

@@ -32,7 +32,6 @@ def mode() -> str:
 
 @pytest.fixture
 def bench(running_bench: Bench, mode: str, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    running_bench.clear()
     running_bench.server.mode = mode
     running_bench.fresh()
     yield running_bench

@@ -426,6 +426,7 @@ async def test_tls_with_a_stranger(
     path = certificates.folder / f"{ca}.pem" if ca else None
     with tls(pbx.asterisk, certificates, certificate) as port:
         async with Client(pbx.asterisk, port=port, tls=True, ca=path) as client:
+            await client.until(lambda: client.log)
             await deferLater(client.reactor, 1.5)
             assert client.log == [f"AMI at {client.login.where}: TLS failed: {why}"]
             assert tried in await deferToThread(try_login, client.login)

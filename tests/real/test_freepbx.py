@@ -7,15 +7,13 @@ do-not-disturb and missing contacts that keep Dial() from being run, voicemail o
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.lab.asterisk import Phone as Endpoint
 from tests.lab.install import ensure_asterisk
-from tests.lab.phone import Call
 from tests.lab.server import DIALPLAN
 from tests.real.bench import NAMES, QUICK, SEEN, Bench
 from tests.real.test_attack import escaped, slipping
@@ -132,11 +130,11 @@ exten => _5[1-4]000,1,Dial(PJSIP/${EXTEN:1},20)
  same => n,Hangup()
 """
 
-CODES = {"*30": "*82", "*31": "*83", "*32": "*84"}
-
 
 class FreePbx(Bench):
-    """Phones 1000 to 4000 of a PBX like FreePBX; 4000 has voicemail."""
+    """Phones 1000 to 4000 of a PBX like FreePBX; 4000 has voicemail, and nobody do-not-disturb."""
+
+    codes: Mapping[str, str] = {"*30": "*82", "*31": "*83", "*32": "*84"}
 
     def dialplan(self, ring: int = 20, more: str = "") -> str:
         theirs = LIKE_FREEPBX.format(
@@ -157,27 +155,9 @@ class FreePbx(Bench):
         phones = [Endpoint(number, name, context="from-internal") for number, name in NAMES.items()]
         self.asterisk.configure(self.dialplan(), phones)
 
-    def asks(self, caller: str, code: str = "*30") -> str:
-        """By FreePBX's codes."""
-        self.phones[caller].dial(CODES[code]).wait_answered().wait_ended(10)
-        key = {"*30": "request", "*31": "cancel", "*32": "pending"}[code]
-        seen: list[str] = []
-
-        def told() -> bool:
-            lines = self.site_lines(f"1,site-h PJSIP/{caller}")
-            seen.extend(re.findall(rf"{key}=(\S+/\S*)", lines[-1]) if lines else [])
-            return bool(seen) and seen[-1] != "/"
-
-        self.until(told, f"the site's h after {code}")
-        return seen[-1]
-
-    def fails(self, number: str) -> Call:
-        before = len(self.offers())
-        call = self.phones["1000"].dial(number).wait_ended(8)
-        self.until(lambda: len(self.offers()) == before + 1, "it is on record")
-        for phone in self.phones:
-            self.forget(phone)
-        return call
+    def ready(self) -> None:
+        super().ready()
+        self.dnd("2000", on=False)
 
     def dnd(self, number: str, on: bool) -> None:
         """What FreePBX's own code for do-not-disturb sets: the database, and a state that the hint shows."""
@@ -192,148 +172,138 @@ def running_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield bench
 
 
-@pytest.fixture
-def pbx(running_bench: FreePbx, request: pytest.FixtureRequest) -> Iterator[FreePbx]:
-    running_bench.fresh()
-    yield running_bench
-    if hasattr(request.node, "failed"):
-        print(running_bench.evidence())
-    running_bench.dnd("2000", on=False)
-    running_bench.clear()
-
-
-def test_busy_asked_called_back(pbx: FreePbx) -> None:
-    talk = pbx.talk("2000", "3000")
-    pbx.fails("2000")
-    assert pbx.site_lines("1,site-h PJSIP/1000"), "FreePBX's own end of a call runs"
-    assert pbx.asks("1000") == "SUCCESS/"
-    pbx.phones["2000"].answer = "ring"
+def test_busy_asked_called_back(bench: FreePbx) -> None:
+    """And FreePBX's own end of a call runs."""
+    talk = bench.talk("2000", "3000")
+    bench.fails("2000")
+    bench.site_line("1,site-h PJSIP/1000")
+    assert bench.asks("1000") == "SUCCESS/"
+    bench.phones["2000"].answer = "ring"
     talk.hangup()
-    call = pbx.connects(pbx.recalled(), "2000")
+    call = bench.connects(bench.recalled(), "2000")
     assert (call.from_number, call.from_name) == ("1000", "Alice")
     call.hangup()
-    pbx.ended("COMPLETED")
+    bench.ended("COMPLETED")
 
 
-def test_taken_back(pbx: FreePbx) -> None:
-    talk = pbx.talk("2000", "3000")
-    pbx.fails("2000")
-    assert pbx.asks("1000") == "SUCCESS/"
-    assert pbx.asks("1000", "*31") == "SUCCESS/"
+def test_taken_back(bench: FreePbx) -> None:
+    talk = bench.talk("2000", "3000")
+    bench.fails("2000")
+    assert bench.asks("1000") == "SUCCESS/"
+    assert bench.asks("1000", "*31") == "SUCCESS/"
     talk.hangup()
-    pbx.quiet("1000", 0.7)
+    bench.quiet("1000", 0.7)
 
 
-def test_given_up_while_it_rings(pbx: FreePbx) -> None:
-    pbx.phones["1000"].dial("2000").wait_ringing().hangup().wait_ended()
-    pbx.until(pbx.offers, "the note has arrived")
-    [offer] = pbx.offers()
+def test_given_up_while_it_rings(bench: FreePbx) -> None:
+    bench.phones["1000"].dial("2000").wait_ringing().hangup().wait_ended()
+    bench.until(bench.offers, "the note has arrived")
+    [offer] = bench.offers()
     assert (offer.callee, offer.callee_devices, offer.service) == ("2000", ("PJSIP/2000",), "CCNR")
-    assert pbx.site_lines("1,site-h PJSIP/1000")
+    bench.site_line("1,site-h PJSIP/1000")
 
 
-def test_not_registered_then_registers(pbx: FreePbx) -> None:
+def test_not_registered_then_registers(bench: FreePbx) -> None:
     """Dial() is not even run."""
-    pbx.phones["2000"].unregister()
-    pbx.fails("2000")
-    assert [o.service for o in pbx.offers()] == ["CCNL"]
-    assert pbx.asks("1000") == "SUCCESS/"
-    pbx.quiet("1000", 0.5)
-    pbx.phones["2000"].register()
-    pbx.connects(pbx.recalled(), "2000").hangup()
-    pbx.ended("COMPLETED")
+    bench.phones["2000"].unregister()
+    bench.fails("2000")
+    assert [o.service for o in bench.offers()] == ["CCNL"]
+    assert bench.asks("1000") == "SUCCESS/"
+    bench.quiet("1000", 0.5)
+    bench.phones["2000"].register()
+    bench.connects(bench.recalled(), "2000").hangup()
+    bench.ended("COMPLETED")
 
 
-def test_do_not_disturb(pbx: FreePbx) -> None:
+def test_do_not_disturb(bench: FreePbx) -> None:
     """Dial() is not even run; with the hints of FreePBX he is called back when that is switched off."""
-    pbx.reconfigure(QUICK + 'extensions: {"_2XXX": {monitor: hint}}\n')
-    pbx.dnd("2000", on=True)
-    pbx.fails("2000")
-    assert [o.service for o in pbx.offers()] == ["CCBS"]
-    assert pbx.asks("1000") == "SUCCESS/"
-    pbx.quiet("1000", 0.7)
-    pbx.dnd("2000", on=False)
-    pbx.connects(pbx.recalled(), "2000").hangup()
-    pbx.ended("COMPLETED")
+    bench.reconfigure(QUICK + 'extensions: {"_2XXX": {monitor: hint}}\n')
+    bench.dnd("2000", on=True)
+    bench.fails("2000")
+    assert [o.service for o in bench.offers()] == ["CCBS"]
+    assert bench.asks("1000") == "SUCCESS/"
+    bench.quiet("1000", 0.7)
+    bench.dnd("2000", on=False)
+    bench.connects(bench.recalled(), "2000").hangup()
+    bench.ended("COMPLETED")
 
 
-def test_declined(pbx: FreePbx) -> None:
-    pbx.phones["2000"].answer = "decline"
-    pbx.fails("2000")
-    assert [o.service for o in pbx.offers()] == ["CCNR"]
+def test_declined(bench: FreePbx) -> None:
+    bench.phones["2000"].answer = "decline"
+    bench.fails("2000")
+    assert [o.service for o in bench.offers()] == ["CCNR"]
 
 
-def test_busy_again(pbx: FreePbx) -> None:
+def test_busy_again(bench: FreePbx) -> None:
     """Playtones and Busy(20) follow there; he is told and hung up, and keeps his place."""
-    talk = pbx.talk("2000", "3000")
-    pbx.fails("2000")
-    assert pbx.asks("1000") == "SUCCESS/"
-    pbx.phones["2000"].answer = "ring"
+    talk = bench.talk("2000", "3000")
+    bench.fails("2000")
+    assert bench.asks("1000") == "SUCCESS/"
+    bench.phones["2000"].answer = "ring"
     talk.hangup()
-    recall = pbx.recalled()
-    talk = pbx.talk("2000", "3000")
+    recall = bench.recalled()
+    talk = bench.talk("2000", "3000")
     recall.answer().wait_ended(8)
-    assert pbx.played()[-1] == "vm-isonphone"
-    [request] = pbx.server.requests()
+    assert bench.played()[-1] == "vm-isonphone"
+    [request] = bench.server.requests()
     assert (request.state, request.service, request.recalls) == ("QUEUED", "CCBS", 1)
-    pbx.forget("2000")
-    pbx.phones["2000"].answer = "ring"
-    talk.hangup()
-    pbx.connects(pbx.recalled(), "2000").hangup()
-    pbx.ended("COMPLETED")
+    bench.forget("2000")
+    bench.completes(talk)
 
 
-def test_voicemail_after_busy(pbx: FreePbx) -> None:
-    pbx.phones["4000"].answer = "busy"
-    call = pbx.phones["1000"].dial("4000").wait_answered()
-    pbx.until(lambda: "beep" in pbx.played(), "the voicemail is there")
+def test_voicemail_after_busy(bench: FreePbx) -> None:
+    bench.phones["4000"].answer = "busy"
+    call = bench.phones["1000"].dial("4000").wait_answered()
+    bench.until(lambda: "beep" in bench.played(), "the voicemail is there")
     call.hangup()
-    pbx.until(pbx.offers, "it is on record")
-    assert [(o.callee, o.service) for o in pbx.offers()] == [("4000", "CCBS")]
+    bench.until(bench.offers, "it is on record")
+    assert [(o.callee, o.service) for o in bench.offers()] == [("4000", "CCBS")]
 
 
-def test_an_answered_call(pbx: FreePbx) -> None:
-    pbx.phones["2000"].answer = "answer"
-    pbx.phones["1000"].dial("2000").wait_answered().hangup().wait_ended()
-    pbx.phones["2000"].answer = "busy"
-    pbx.fails("2000")
-    assert len(pbx.offers()) == 1
+def test_an_answered_call(bench: FreePbx) -> None:
+    bench.phones["2000"].answer = "answer"
+    bench.phones["1000"].dial("2000").wait_answered().hangup().wait_ended()
+    bench.phones["2000"].answer = "busy"
+    bench.fails("2000")
+    assert len(bench.offers()) == 1
 
 
-def test_a_ring_group(pbx: FreePbx) -> None:
+def test_a_ring_group(bench: FreePbx) -> None:
     """It rings Local channels, which go through from-internal again: one call is on record, with all its phones."""
-    pbx.phones["2000"].answer = pbx.phones["3000"].answer = "busy"
-    pbx.fails("600")
-    [offer] = pbx.offers()
+    bench.phones["2000"].answer = bench.phones["3000"].answer = "busy"
+    bench.fails("600")
+    [offer] = bench.offers()
     assert (offer.caller, offer.callee, offer.service) == ("1000", "600", "CCBS")
     assert set(offer.callee_devices) == {"PJSIP/2000", "PJSIP/3000"}
 
 
-def test_what_is_freepbxs_stays_so(pbx: FreePbx) -> None:
-    pbx.phones["1000"].dial("*30").wait_ended()
-    assert pbx.site_lines("1,app-blacklist")
-    pbx.phones["1000"].dial("*97").wait_ended()
-    assert pbx.site_lines("1,my-voicemail")
-    pbx.phones["1000"].dial("2555").wait_ended()
-    assert pbx.site_lines("1,bad-number 2555") and pbx.played() == ["im-sorry"]
-    assert not pbx.offers()
+def test_what_is_freepbxs_stays_so(bench: FreePbx) -> None:
+    bench.phones["1000"].dial("*30").wait_ended()
+    bench.site_line("1,app-blacklist")
+    bench.phones["1000"].dial("*97").wait_ended()
+    bench.site_line("1,my-voicemail")
+    bench.phones["1000"].dial("2555").wait_ended()
+    bench.site_line("1,bad-number 2555")
+    assert bench.played() == ["im-sorry"]
+    assert not bench.offers()
 
 
-def test_the_hints_are_found(pbx: FreePbx) -> None:
+def test_the_hints_are_found(bench: FreePbx) -> None:
     """The pattern of ours stands before the extensions, in the context of the phones and of their lamps."""
     for number in "2000", "1000":
-        state = pbx.asterisk.cli(f"dialplan eval function EXTENSION_STATE({number}@from-internal)")
+        state = bench.asterisk.cli(f"dialplan eval function EXTENSION_STATE({number}@from-internal)")
         assert "NOT_INUSE" in state
-    pbx.dnd("2000", on=True)
-    assert "BUSY" in pbx.asterisk.cli("dialplan eval function EXTENSION_STATE(2000@from-internal)")
+    bench.dnd("2000", on=True)
+    assert "BUSY" in bench.asterisk.cli("dialplan eval function EXTENSION_STATE(2000@from-internal)")
 
 
 HOSTILE = ["2000,2", "2000\nagi_evil: 1", "2(x)", '2"', slipping("2"), slipping("2\nx")]
 
 
 @pytest.mark.parametrize("user", HOSTILE, ids=lambda user: ascii(user[:30]))
-def test_a_hostile_extension(pbx: FreePbx, user: str) -> None:
+def test_a_hostile_extension(bench: FreePbx, user: str) -> None:
     """It goes nowhere."""
-    pbx.phones["1000"].dial("x", user_raw=escaped(user)).wait_status(404)
-    assert [line for line in pbx.site_lines("refused: what PJSIP/1000-") if line.endswith("is no number")]
-    assert not pbx.site_lines("@cc-from-internal") and not pbx.offers()
+    bench.phones["1000"].dial("x", user_raw=escaped(user)).wait_status(404)
+    # The line that writes it, and what it writes.
+    assert bench.site_line("refused: what PJSIP/1000-", 2).endswith("is no number")
+    assert not bench.site_lines("@cc-from-internal") and not bench.offers()

@@ -1,5 +1,9 @@
 """The lamp: what a key of the caller's phone shows, and what it does when it is pressed."""
 
+from collections.abc import Callable
+
+import pytest
+
 from tests.real.bench import QUICK, Bench
 
 MODES = "poll", "ami"
@@ -8,60 +12,47 @@ OFFERED, WAITING, BUSY, RECALLING, DARK = "RINGINUSE", "INUSE", "ONHOLD", "RINGI
 SHOWN = QUICK.replace("}", f", cc_offered_devstate: {OFFERED}}}")
 
 
-def shows(bench: Bench, state: str, extension: str = "1000") -> None:
+def shows(bench: Bench, state: str, extension: str = "1000", timeout: float = 5) -> None:
     ask = f"dialplan eval function DEVICE_STATE(Custom:CC{extension})"
-    bench.until(lambda: state in bench.asterisk.cli(ask).split(), f"the lamp of {extension} is {state}")
+    bench.until(
+        lambda: state in bench.asterisk.cli(ask).split(), f"the lamp of {extension} is {state}", timeout
+    )
 
 
-def test_offered_waiting_recalling_done(bench: Bench) -> None:
-    bench.reconfigure(SHOWN)
-    lamp = bench.phones["1000"].watch_lamp("*331000")
-    talk = bench.talk("2000", "3000")
-    bench.meets_busy("1000", "2000")
-    lamp.expect("confirmed")
-    shows(bench, OFFERED)
-    assert bench.asks("1000") == "SUCCESS/"
-    lamp.expect("confirmed")
-    shows(bench, WAITING)
-    bench.phones["2000"].answer = "ring"
-    talk.hangup()
-    recall = bench.recalled()
-    lamp.expect("early")
-    bench.connects(recall, "2000")
-    lamp.expect("terminated")
-    recall.hangup()
-    bench.ended("COMPLETED")
-    shows(bench, DARK)
-    assert lamp.states == ["terminated", "confirmed", "confirmed", "early", "terminated"]
+def nothing(bench: Bench) -> None:
+    pass
 
 
-def test_the_same_after_kill_9(bench: Bench) -> None:
+def killed_and_started(bench: Bench) -> None:
+    bench.server.kill()
+    bench.server.start()
+
+
+@pytest.mark.parametrize("meanwhile", [nothing, killed_and_started])
+def test_offered_waiting_recalling_done(bench: Bench, meanwhile: Callable[[Bench], None]) -> None:
     """Killed in each state, it goes on where it was: nothing is shown twice, nothing is left out."""
     bench.reconfigure(SHOWN)
     lamp = bench.phones["1000"].watch_lamp("*331000")
     talk = bench.talk("2000", "3000")
     bench.meets_busy("1000", "2000")
     lamp.expect("confirmed")
-    killed_and_started(bench)
+    shows(bench, OFFERED)
+    meanwhile(bench)
     assert bench.asks("1000") == "SUCCESS/"
     lamp.expect("confirmed")
-    killed_and_started(bench)
+    shows(bench, WAITING)
+    meanwhile(bench)
     bench.phones["2000"].answer = "ring"
     talk.hangup()
     recall = bench.recalled()
     lamp.expect("early")
-    killed_and_started(bench)
+    meanwhile(bench)
     bench.connects(recall, "2000")
     lamp.expect("terminated")
     recall.hangup()
     bench.ended("COMPLETED")
     shows(bench, DARK)
     assert lamp.states == ["terminated", "confirmed", "confirmed", "early", "terminated"]
-
-
-def killed_and_started(bench: Bench) -> None:
-    bench.server.kill()
-    bench.server.start()
 
 
 def test_what_ended_while_the_server_was_down_is_dark_after_its_start(bench: Bench) -> None:
@@ -87,15 +78,17 @@ def test_a_lamp_that_was_left_lit_is_dark_after_the_start(bench: Bench) -> None:
 
 
 def test_right_again_after_a_restart_of_asterisk(bench: Bench) -> None:
-    bench.busy_and_asked()
+    """What it has kept of the lamps is looked at anew, though nothing else has changed."""
+    bench.asterisk.reload_dialplan(bench.dialplan(ring=1))
+    bench.phones["1000"].dial("2000").wait_ended()
+    assert bench.asks("1000") == "SUCCESS/"
     shows(bench, WAITING)
-    bench.asterisk.kill()
+    bench.asterisk.cli("devstate change Custom:CC1000 NOT_INUSE")  # nobody tells us of that
+    shows(bench, DARK)
+    bench.asterisk.stop()  # in order, so that it has saved that
     bench.asterisk.start()
-    shows(bench, WAITING)
-    bench.asterisk.cli("devstate change Custom:CC1000 NOT_INUSE")
-    bench.asterisk.kill()
-    bench.asterisk.start()
-    shows(bench, WAITING)
+    shows(bench, WAITING, timeout=12)
+    assert len(bench.server.log_lines(" -> ")) == 1
 
 
 def test_pressed_and_pressed_again(bench: Bench) -> None:
@@ -105,10 +98,7 @@ def test_pressed_and_pressed_again(bench: Bench) -> None:
         bench.phones["1000"].dial("*331000").wait_answered().wait_ended(10)
         shows(bench, state)
         assert len(bench.server.requests()) == open_requests
-    bench.phones["2000"].answer = "ring"
-    talk.hangup()
-    bench.connects(bench.recalled(), "2000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(talk)
 
 
 def test_passed_over_while_he_talks_himself(bench: Bench) -> None:

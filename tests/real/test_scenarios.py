@@ -30,10 +30,7 @@ def test_2_no_answer_called_back_after_his_next_call(bench: Bench) -> None:
     bench.quiet("1000", 0.7)
     talk = bench.talk("2000", "3000")
     bench.quiet("1000", 0.5)
-    bench.phones["2000"].answer = "ring"
-    talk.hangup()
-    bench.connects(bench.recalled(), "2000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(talk)
 
 
 def test_3_taken_back(bench: Bench) -> None:

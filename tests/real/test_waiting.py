@@ -62,12 +62,10 @@ def test_caller_gives_up_while_it_rings(bench: Bench) -> None:
     assert request.service == "CCNR"
     talk = bench.talk("2000", "3000")
     bench.quiet("1000", 0.5)
-    bench.phones["2000"].answer = "ring"
-    talk.hangup()
-    bench.connects(bench.recalled(), "2000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(talk)
 
 
+@pytest.mark.modes("poll")
 def test_callee_declined(bench: Bench) -> None:
     bench.phones["2000"].answer = "decline"
     bench.phones["1000"].dial("2000").wait_ended()
@@ -89,6 +87,7 @@ def test_callee_not_registered_then_registers(bench: Bench) -> None:
     bench.ended("COMPLETED")
 
 
+@pytest.mark.modes("poll")
 def test_number_that_does_not_exist(bench: Bench) -> None:
     trunk = bench.another("trunk", port=bench.trunk_port, answer="404")
     bench.phones["1000"].dial("8888").wait_status(404)
@@ -96,6 +95,7 @@ def test_number_that_does_not_exist(bench: Bench) -> None:
     assert bench.asks("1000") == "FAIL/NO_SUCH_NUMBER"
 
 
+@pytest.mark.modes("poll")
 def test_extension_without_a_phone(bench: Bench) -> None:
     """Asterisk says of it what it says of a phone that is not registered: CHANUNAVAIL, cause 3."""
     bench.asterisk.reload_dialplan(
@@ -105,12 +105,14 @@ def test_extension_without_a_phone(bench: Bench) -> None:
     assert bench.asks("1000") == "FAIL/NO_SUCH_NUMBER"
 
 
+@pytest.mark.modes("poll")
 def test_through_a_trunk_there_is_nobody_to_watch(bench: Bench) -> None:
     bench.another("trunk", port=bench.trunk_port, answer="busy")
     bench.phones["1000"].dial("8888").wait_status(486)
     assert bench.asks("1000") == "FAIL/CALLEE_NOT_WATCHABLE"
 
 
+@pytest.mark.modes("poll")
 def test_the_latest_call_counts_even_if_it_was_not_offered(bench: Bench) -> None:
     bench.meets_busy("1000", "2000")
     bench.another("trunk", port=bench.trunk_port, answer="404")
@@ -118,6 +120,7 @@ def test_the_latest_call_counts_even_if_it_was_not_offered(bench: Bench) -> None
     assert bench.asks("1000") == "FAIL/NO_SUCH_NUMBER"
 
 
+@pytest.mark.modes("poll")
 def test_the_latest_call_counts_even_if_it_was_no_number(bench: Bench) -> None:
     bench.meets_busy("1000", "2000")
     bench.phones["2000"].answer = "busy"
@@ -140,11 +143,13 @@ def test_a_phone_without_callerid_shows_its_number(bench: Bench) -> None:
     bench.ended("COMPLETED")
 
 
+@pytest.mark.modes("poll")
 def test_nothing_to_ask_for(bench: Bench) -> None:
-    assert bench.asks("1000") == "FAIL/NO_CORE_INSTANCE"
+    assert bench.asks("1000", listens=True) == "FAIL/NO_CORE_INSTANCE"
     assert bench.played() == ["beeperr", "im-sorry"]
 
 
+@pytest.mark.modes("poll")
 def test_asked_twice(bench: Bench) -> None:
     bench.busy_and_asked()
     assert bench.asks("1000") == "SUCCESS/ALREADY_REQUESTED"
@@ -159,10 +164,7 @@ def test_the_hang_up_handler_is_the_other_way_in(bench: Bench) -> None:
     assert (offer.service, offer.callee, offer.caller_context) == ("CCBS", "2000", "phones")
     assert bench.asks("1000") == "SUCCESS/"
     bench.forget("2000")
-    bench.phones["2000"].answer = "ring"
-    talk.hangup()
-    bench.connects(bench.recalled(), "2000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(talk)
 
 
 def test_asked_by_a_digit_while_he_hears_it(bench: Bench) -> None:
@@ -173,22 +175,21 @@ def test_asked_by_a_digit_while_he_hears_it(bench: Bench) -> None:
     bench.until(bench.server.requests, "it is requested")
     bench.until(lambda: "activated" in bench.played(), "he is told so")
     call.wait_ended()
-    bench.phones["2000"].answer = "ring"
     bench.forget("2000")
-    talk.hangup()
-    bench.connects(bench.recalled(), "2000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(talk)
 
 
+@pytest.mark.modes("poll")
 def test_no_digit_no_request_and_the_sites_h_runs(bench: Bench) -> None:
     bench.phones["2000"].answer = "busy"
     call = bench.phones["1000"].dial("82000").wait_answered()
     bench.until(bench.played, "he is told")
     call.hangup()
-    bench.until(lambda: bench.site_lines("1,site-h PJSIP/1000"), "the site's h ran")
+    bench.site_line("1,site-h PJSIP/1000")
     assert not bench.server.requests()
 
 
+@pytest.mark.modes("poll")
 def test_a_trunk_may_not_ask(bench: Bench) -> None:
     stranger = bench.another("4711", port=bench.trunk_port)
     bench.phones["2000"].answer = "busy"
@@ -198,6 +199,7 @@ def test_a_trunk_may_not_ask(bench: Bench) -> None:
     assert not bench.offers()
 
 
+@pytest.mark.modes("poll")
 def test_policy_never(bench: Bench) -> None:
     bench.reconfigure(QUICK + 'extensions: {"_2XXX": {cc_monitor_policy: never}}\n')
     bench.meets_busy("1000", "2000")
@@ -308,6 +310,7 @@ def test_caller_with_two_phones_both_ring(bench: Bench) -> None:
     bench.ended("COMPLETED")
 
 
+@pytest.mark.modes("poll", "ami")
 def test_nothing_rings_while_the_cc_call_is_up(bench: Bench) -> None:
     talk = bench.busy_and_asked()
     talk.hangup()

@@ -39,10 +39,7 @@ def test_free_when_one_of_those_that_rang_is(bench: Bench) -> None:
     fails(bench, "2200")
     assert bench.asks("1000") == "SUCCESS/"
     bench.quiet("1000", 0.5)
-    bench.phones["4000"].answer = "ring"
-    second.hangup()
-    bench.connects(bench.recalled(), "4000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(second, "4000")
     first.hangup()
 
 
@@ -53,10 +50,7 @@ def test_busy_while_the_one_that_must_ring_is(bench: Bench) -> None:
     fails(bench, "2000")
     assert bench.asks("1000") == "SUCCESS/"
     bench.quiet("1000", 0.7)
-    bench.phones["2000"].answer = "ring"
-    talk.hangup()
-    bench.connects(bench.recalled(), "2000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(talk)
 
 
 def test_a_group_of_which_nobody_answered(bench: Bench) -> None:
@@ -71,19 +65,15 @@ def test_a_group_of_which_nobody_answered(bench: Bench) -> None:
     other = uses_his_phone(bench, "2000")
     bench.server.wait_log("2200 uses his phone")
     bench.quiet("1000", 0.5)
-    bench.phones["4000"].answer = "ring"
-    talk.hangup()
-    bench.connects(bench.recalled(), "4000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(talk, "4000")
     other.hangup()
 
 
 def test_a_member_of_the_group_may_ask(bench: Bench) -> None:
     on_the_site(bench)
     talk = uses_his_phone(bench, "2000")
-    call = bench.phones["4000"].dial("2200")
     bench.phones["4000"].answer = "busy"
-    call.wait_ended()
+    bench.phones["4000"].dial("2200").wait_ended()
     assert bench.asks("4000") == "SUCCESS/"
     bench.forget("4000")
     bench.forget("2000")
@@ -101,10 +91,12 @@ def test_do_not_disturb_by_a_hint(bench: Bench) -> None:
     [request] = bench.server.requests()
     assert request.callee_devices == ("Hint:2000@phones",)
     bench.asterisk.cli("devstate change Custom:DND2000 BUSY")
-    talk.hangup()
-    bench.quiet("1000", 1.0)
-    bench.phones["2000"].answer = "ring"
-    bench.asterisk.cli("devstate change Custom:DND2000 NOT_INUSE")
+    try:
+        talk.hangup()
+        bench.quiet("1000", 1.0)
+        bench.phones["2000"].answer = "ring"
+    finally:
+        bench.asterisk.cli("devstate change Custom:DND2000 NOT_INUSE")
     bench.connects(bench.recalled(), "2000").hangup()
     bench.ended("COMPLETED")
 
@@ -172,7 +164,4 @@ def test_declined(bench: Bench) -> None:
     bench.quiet("1000", 0.7)
     talk = uses_his_phone(bench, "2000")
     bench.server.wait_log("2000 uses his phone")
-    bench.phones["2000"].answer = "ring"
-    talk.hangup()
-    bench.connects(bench.recalled(), "2000").hangup()
-    bench.ended("COMPLETED")
+    bench.completes(talk)

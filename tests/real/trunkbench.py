@@ -22,7 +22,7 @@ from tests.lab.install import Tree
 from tests.lab.phone import Call
 from tests.lab.server import DIALPLAN
 from tests.lab.wire import Wire
-from tests.real.bench import QUICK, SEEN, Pbx, Site, Words
+from tests.real.bench import HEAD, QUICK, SEEN, Pbx, Site, Words
 
 NAMES = {
     "a": {"1000": "Alice", "2000": "Bob", "3000": "Carol"},
@@ -37,17 +37,7 @@ HOSTS = (*ASTERISKS.values(), *ELEMENTS.values(), *WIRE.values())
 REACHABLE = 5.0  # seconds until a qualified trunk is seen to be up
 
 # What a site with a trunk writes.
-SITE = """\
-[general]
-[globals]
-CC_AGI=agi://127.0.0.1:{port}
-#include "{dialplan}/*.conf"
-
-[phones]
-include => cc-features
-include => site
-exten => h,1,{seen}
-
+SITE = """
 [site]
 exten => _[{own}]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}},{ring}))
  same => n,Hangup(${{HANGUPCAUSE}})
@@ -130,7 +120,7 @@ class TrunkSite(Site):
 
     def dialplan(self, ring: int = 20) -> str:
         own, others = _first_digits(self.names), _first_digits(NAMES[self.other])
-        return SITE.format(
+        return (HEAD + SITE).format(
             dialplan=DIALPLAN, port=self.port, ring=ring, seen=SEEN, own=own, others=others, trunk=self.other
         )
 
@@ -177,7 +167,9 @@ class Joined(Words):
 
         settings: those of a site's trunk, by the site's name: fresh(b="retention: no").
         """
-        self.clear()
+        self.close_phones()
+        for pbx in self.pbxs:
+            pbx.recover()
         for site in self.sites:
             site.settings = settings.get(site.name, "")
             site.launch(config)
@@ -192,17 +184,21 @@ class Joined(Words):
         self.wire.clear()
 
     def clear(self) -> None:
+        self.close_phones()
+        for pbx in self.pbxs:
+            pbx.clear()
+        assert not self.wire.faults, self.wire.faults
+
+    def close_phones(self) -> None:
         self.wire.mend()
         for pbx in self.pbxs:
+            pbx.asterisk.stay()
             pbx.close_phones()
         self.phones.clear()
         # A CANCEL has to pass the elements; of what is stuck here the next step tells.
         end = time.monotonic() + 1
         while time.monotonic() < end and any(map(_calls, self.pbxs)):
             time.sleep(0.02)
-        for pbx in self.pbxs:
-            pbx.clear()
-        assert not self.wire.faults, self.wire.faults
 
     def evidence(self) -> str:
         told = [line for pbx in self.pbxs for line in (f"-- {pbx.asterisk.folder}", pbx.evidence())]

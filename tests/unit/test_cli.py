@@ -762,11 +762,13 @@ class Serving:
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, list[str], str]:
         """Exit code, further lines, and what is on stderr."""
         self._process.send_signal(number)
-        try:
-            out, errors = self._process.communicate(timeout=15)
-        finally:
-            self._process.kill()
+        out, errors = self._process.communicate(timeout=15)
         return self._process.returncode, out.splitlines(), errors
+
+    def close(self) -> None:
+        """Nothing of it is left, whatever has become of it."""
+        self._process.kill()
+        self._process.communicate()
 
 
 @pytest.fixture
@@ -775,8 +777,7 @@ def serving(site: Site) -> Iterator[Serving]:
     site.save(request(7, asked_at=now - 60, service_ends=now + 3600))
     process = Serving(site)
     yield process
-    if process._process.poll() is None:
-        process.end(signal.SIGKILL)
+    process.close()
 
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\+0[12]:00 "

@@ -1746,20 +1746,6 @@ def test_ringing_for_somebody_else_starts_the_pause_anew(world: World) -> None:
     assert len(world.rings()) == 1
 
 
-def test_the_pause_is_counted_from_the_last_of_his_phones(world: World) -> None:
-    world.directory.set("2000", ["PJSIP/b1", "PJSIP/b2"], cc_guard_timer=5)
-    world.set("b1", IN_USE)
-    world.set("b2", IN_USE)
-    world.wants("1000", "2000", devices=["PJSIP/b1", "PJSIP/b2"])
-    world.set("b1", IDLE)
-    world.wait(4)
-    world.set("b2", IDLE)
-    world.wait(4.9)
-    assert world.rings() == []
-    world.wait(0.1)
-    assert len(world.rings()) == 1
-
-
 def test_the_pause_is_that_of_the_phone_put_down_while_he_uses_the_other(world: World) -> None:
     world.directory.set("2000", ["PJSIP/b1", "PJSIP/b2"], cc_guard_timer=5)
     world.set("b1", IN_USE)

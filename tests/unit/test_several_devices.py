@@ -222,11 +222,16 @@ def test_a_phone_that_the_call_has_rung_in_vain_does_not_ring_it_again(
     assert world.rings() == ["ring 1000 for 2000: r2"]
 
 
-def test_a_phone_taken_up_again_within_the_pause_makes_nobody_free(world: World) -> None:
+def both_used(world: World) -> None:
+    """1000 waits for him while both are in use; whoever has put his down is left alone for 5 s."""
     world.directory.set("2000", [B1, B2], cc_guard_timer=5)
     world.set("b1", IN_USE)
     world.set("b2", IN_USE)
     wants(world)
+
+
+def test_a_phone_taken_up_again_within_the_pause_makes_nobody_free(world: World) -> None:
+    both_used(world)
     world.set("b1", IDLE)
     world.wait(3)
     world.set("b1", IN_USE)
@@ -242,10 +247,7 @@ def test_a_phone_taken_up_again_within_the_pause_makes_nobody_free(world: World)
 
 
 def test_the_pause_of_one_does_not_wait_for_that_of_another_which_is_used_again(world: World) -> None:
-    world.directory.set("2000", [B1, B2], cc_guard_timer=5)
-    world.set("b1", IN_USE)
-    world.set("b2", IN_USE)
-    wants(world)
+    both_used(world)
     world.set("b1", IDLE)
     world.wait(2)
     world.set("b2", IDLE)
