@@ -43,6 +43,15 @@ exten => 2500,1,Gosub(cc-dial,s,1(PJSIP/carol-desk,{ring}))
  same => n,Hangup(${{HANGUPCAUSE}})
 exten => _[13]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}},{ring}))
  same => n,Hangup(${{HANGUPCAUSE}})
+exten => _6X00,1,Set(CHANNEL(hangup_handler_push)=cc-hangup,s,1(2${{EXTEN:1}},PJSIP/bob-desk))
+ same => n,Dial(PJSIP/bob-desk,{ring})
+; one after the other
+exten => 2700,1,Dial(PJSIP/carol-desk,1)
+ same => n,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring}))
+ same => n,Verbose(1,keys ${{HANGUPCAUSE_KEYS()}})
+ same => n,Hangup(${{HANGUPCAUSE}})
+exten => 2800,1,Dial(PJSIP/carol-desk,1)
+ same => n,Goto(6000,1)
 ; straight, and a call of one's own that stays up
 exten => _5.,1,Dial(PJSIP/${{EXTEN:1}},{ring})
 exten => 5555,1,Answer()
@@ -141,3 +150,55 @@ def test_both_of_two(pbx: Named) -> None:
     pbx.phones["bob-desk"].answer = pbx.phones["bob-cordless"].answer = "busy"
     pbx.fails("2222")
     assert pbx.recorded() == [("2222", ("PJSIP/bob-desk", "PJSIP/bob-cordless"), "CCBS")]
+
+
+# -- forwarded
+
+
+def forwards(call: Call, number: str) -> None:
+    call.reject(302, {"Contact": f"<sip:{number}@127.0.0.1>"})
+
+
+@pytest.mark.parametrize("number", ["2000", "6000"], ids=["cc-dial", "handler"])
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "given up"])
+def test_forwarded(pbx: Named, number: str, busy: bool) -> None:
+    """Who was rung is waited for, also by a caller who gave up while it rang."""
+    call = pbx.phones["1000"].dial(number)
+    forwards(pbx.phones["bob-desk"].expect_call(), "53000")
+    his = pbx.phones["3000"].expect_call()
+    if busy:
+        his.reject(486)
+    else:
+        his.ring()
+        call.wait_ringing().hangup()
+    call.wait_ended()
+    pbx.until(pbx.offers, "it is on record")
+    assert pbx.recorded() == [("2000", ("PJSIP/3000",), "CCBS" if busy else "CCNR")]
+
+
+# -- more than one Dial() on a channel
+
+
+@pytest.mark.parametrize("number", ["2700", "2800"], ids=["cc-dial", "handler"])
+def test_what_was_tried_before_is_of_no_matter(pbx: Named, number: str) -> None:
+    """Another phone was rung before; this call is for Bob."""
+    pbx.phones["bob-desk"].answer = "busy"
+    pbx.phones["1000"].dial(number).wait_ended(8)
+    pbx.until(pbx.offers, "it is on record")
+    assert [offer[1:] for offer in pbx.recorded()] == [(("PJSIP/bob-desk",), "CCBS")]
+    if number == "2700":
+        [line] = pbx.site_lines("1,keys ")
+        assert "PJSIP/bob-desk-" in line and "carol" not in line
+    assert not [line for line in pbx.site_lines("HangupCauseClear") if "WARNING" in line or "ERROR" in line]
+
+
+def test_who_was_transferred_waits_for_the_one_he_did_not_reach(pbx: Named) -> None:
+    pbx.phones["bob-desk"].answer, pbx.phones["carol-desk"].answer = "answer", "busy"
+    call = pbx.phones["1000"].dial("2000").wait_answered()
+    his = pbx.phones["bob-desk"].expect_call().wait_answered()
+    pbx.until(lambda: len(pbx.site_lines("joined 'simple_bridge'")) == 2, "they are joined")
+    host = "{}:{}".format(*pbx.asterisk.sip_address)
+    his._ask("REFER", [("Refer-To", f"<sip:2500@{host}>"), ("Referred-By", f"<sip:x@{host}>")], "")
+    call.wait_ended()
+    pbx.until(pbx.offers, "it is on record")
+    assert pbx.recorded() == [("2500", ("PJSIP/carol-desk",), "CCBS")]
