@@ -86,7 +86,9 @@ class Offers:
             call_in = call.call_in or self._beyond.call_id(agent, False, call.callee, call.caller_id)
         caller = self._beyond.caller(agent, call_in) if agent else self.who(call.caller)
         old = self._book.offer_of_call(call.uniqueid, call.callee)
-        if old is not None and old.caller == caller.number and now < old.offer_ends:
+        if old is not None and (old.caller != caller.number or old.offer_ends <= now):
+            old = None
+        if old is not None and (old.service or old.reason == "COMPLETED"):
             return old
         callee = self._directory.extension(call.callee)
         monitor = self._beyond.trunk(Device(call.through)) if call.through else ""
@@ -100,6 +102,10 @@ class Offers:
         reason = self._not_offered(call, caller, callee, bool(watched or monitor), service)
         if not reason and (callee.number == caller.number or (watched and not devices)):
             reason = "CALLER_IS_CALLEE"
+        if old is not None:
+            if (old.reason, old.call_out) == (reason, call_out):
+                return old
+            self._forget(old)  # the call has gone on to another line or phone, and now that has failed
         self._make_room(caller.number, now)
         offer = Offer(
             id=self._book.new_id(),

@@ -52,6 +52,9 @@ exten => 2700,1,Dial(PJSIP/carol-desk,1)
  same => n,Hangup(${{HANGUPCAUSE}})
 exten => 2800,1,Dial(PJSIP/carol-desk,1)
  same => n,Goto(6000,1)
+exten => 2900,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}}@trunk,5))
+ same => n,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring}))
+ same => n,Hangup(${{HANGUPCAUSE}})
 ; straight, and a call of one's own that stays up
 exten => _5.,1,Dial(PJSIP/${{EXTEN:1}},{ring})
 exten => 5555,1,Answer()
@@ -190,6 +193,15 @@ def test_what_was_tried_before_is_of_no_matter(pbx: Named, number: str) -> None:
         [line] = pbx.site_lines("1,keys ")
         assert "PJSIP/bob-desk-" in line and "carol" not in line
     assert not [line for line in pbx.site_lines("HangupCauseClear") if "WARNING" in line or "ERROR" in line]
+
+
+def test_the_second_line_is_offered_where_the_first_was_not(pbx: Named) -> None:
+    pbx.another("trunk", port=pbx.trunk_port, answer="503")
+    talk = pbx.uses_his_phone("bob-desk")
+    pbx.phones["1000"].dial("2900").wait_status(486)
+    assert pbx.recorded() == [("2900", ("PJSIP/bob-desk",), "CCBS")]
+    assert pbx.asks("1000") == "SUCCESS/"
+    talk.hangup()
 
 
 def test_who_was_transferred_waits_for_the_one_he_did_not_reach(pbx: Named) -> None:

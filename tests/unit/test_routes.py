@@ -8,8 +8,9 @@ import pytest
 
 from fastagi.agi import routes
 from fastagi.agi.wire import command
-from fastagi.completion.model import Number, Service, Settings
-from tests.unit.rules import IDLE, IN_USE
+from fastagi.completion.model import Context, Number, Service, Settings
+from fastagi.completion.offers import FailedCall
+from tests.unit.rules import IDLE, IN_USE, phone
 from tests.unit.scripts import Script, ran
 from tests.unit.test_far_rules import FarWorld, check
 
@@ -270,6 +271,49 @@ def test_in_the_call_after_a_recall_nobody_is_asked(world: FarWorld) -> None:
     channel = RECALL.format("012345678901234")
     args = ("2000", "BUSY", "17", "PJSIP/2000", "", "", "", "", "phones", "012345678901234")
     assert record(world, channel, *args) == {"CC_OFFERED": "0", "CC_REASON": "RETAINED", "CC_ACK": "1"}
+
+
+# ------------------------------------------------------------------------------------------------ the call
+
+
+def test_a_second_attempt_counts_where_the_first_is_not_offered(world: FarWorld) -> None:
+    """The first line was congested; by the second he was reached, and is busy."""
+    world.fails("1000", "2000", "CONGESTION", 34, uniqueid="1.1")
+    world.fails("1000", "2000", "BUSY", 17, uniqueid="1.1")
+    assert world.told()[-2:] == ["saved: offer 2", "-> offer 2 CCBS"]
+    assert list(world.store.offers) == [2]
+    world.fails("1000", "2000", "CANCEL", 0, uniqueid="1.1")
+    assert world.told() == ["-> offer 2 CCBS"]
+
+
+def test_a_call_that_led_to_talk_is_not_offered_anew(world: FarWorld) -> None:
+    world.fails("1000", "2000", uniqueid="1.1")
+    world.asks("1000")
+    world.set("2000", IDLE)
+    world.taken("r1")
+    world.answered("r1")
+    world.call_over("r1", "ANSWER", 16)
+    world.told()
+    world.fails("1000", "2000", "CANCEL", 0, uniqueid="1.1")
+    assert world.told() == ["-> not offered: COMPLETED"]
+
+
+def test_two_lines_to_another_pbx(world: FarWorld) -> None:
+    """Each attempt is a call of its own to the PBX there, and it is the latest that may still be offered."""
+    call = FailedCall(
+        caller=phone("1000"),
+        context=Context("phones"),
+        callee=Number("2500"),
+        devices=(),
+        dialstatus="BUSY",
+        cause=17,
+        uniqueid="1.1",
+        through="PJSIP/mxone",
+    )
+    for call_out in "out-1", "out-2", "out-2":
+        world.service.offer(replace(call, call_out=call_out), world.said)
+    assert world.told()[-3:] == ["saved: offer 2", *["-> not offered: CALLEE_NOT_WATCHABLE"] * 2]
+    assert [offer.call_out for offer in world.store.offers.values()] == ["out-2"]
 
 
 # ------------------------------------------------------------------------------------------------ the recall
