@@ -91,6 +91,9 @@ class Offers:
         if old is not None and (old.service or old.reason == "COMPLETED"):
             return old
         callee = self._directory.extension(call.callee)
+        if call.devices is None and call.cause == 1 and callee.devices:
+            # Nothing was tried, and Asterisk has no phone of that name. His have other names, and are away.
+            call = replace(call, cause=3)
         monitor = self._beyond.trunk(Device(call.through)) if call.through else ""
         service = machine.service_of(call.dialstatus, call.cause)
         watched = () if monitor or not call.callee else self._watched(call, callee, service)

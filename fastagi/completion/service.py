@@ -270,6 +270,11 @@ class CompletionService:
         """Those of an extension."""
         return self._directory.extension(number).settings
 
+    def is_phone(self, device: Device) -> bool:
+        """Whether an entry names this device, so that it is a phone, whatever it is called."""
+        owner = self._directory.of_device(device)
+        return owner is not None and device in owner.devices
+
     def ring(self, request: Request) -> float:
         """Seconds that the caller rings at his recall."""
         seconds = self._directory.extension(request.caller).settings.cc_recall_timer

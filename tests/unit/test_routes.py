@@ -276,6 +276,34 @@ def test_in_the_call_after_a_recall_nobody_is_asked(world: FarWorld) -> None:
 # ------------------------------------------------------------------------------------------------ the call
 
 
+def test_a_phone_that_an_entry_names_is_no_trunk(world: FarWorld) -> None:
+    """The hang-up handler cannot tell the two from each other by their names."""
+    world.directory.set("2000", ("PJSIP/bob-desk", "PJSIP/bob-cordless"))
+    world.directory.set("2001", ("PJSIP/carol-desk",))
+    rung = {
+        "PJSIP/2000@bob-desk": ("PJSIP/bob-desk",),
+        "PJSIP/2600@bob-desk&PJSIP/2600@carol-desk&PJSIP/2100": (
+            "PJSIP/bob-desk",
+            "PJSIP/carol-desk",
+            phone("2100"),
+        ),
+        "PJSIP/2000@elsewhere": (),
+        "PJSIP/2600@bob-desk&PJSIP/2600@elsewhere": (),
+        # By its name alone no endpoint is a phone that is called through.
+        "PJSIP/2600@2100": (),
+    }
+    for string, devices in rung.items():
+        record(world, PHONE, "2600", "BUSY", "17", string)
+        assert world.store.offers[max(world.store.offers)].callee_devices == devices
+
+
+def test_who_has_other_devices_is_away_where_nothing_was_tried(world: FarWorld) -> None:
+    world.directory.set("2000", ("PJSIP/bob-desk",))
+    assert record(world, PHONE, "2000", "CHANUNAVAIL", "1", "")["CC_SERVICE"] == "CCNL"
+    for number, string in (("2001", ""), ("2000", "PJSIP/bob-desk")):
+        assert record(world, PHONE, number, "CHANUNAVAIL", "1", string)["CC_REASON"] == "NO_SUCH_NUMBER"
+
+
 def test_a_second_attempt_counts_where_the_first_is_not_offered(world: FarWorld) -> None:
     """The first line was congested; by the second he was reached, and is busy."""
     world.fails("1000", "2000", "CONGESTION", 34, uniqueid="1.1")
