@@ -305,7 +305,7 @@ async def answered(session: Session, service: CompletionService, ask: Ask) -> Va
         "CC_GO": "1",
         "CC_GO_REASON": "",
         "CC_TARGET_EXTEN": target.callee,
-        "CC_TARGET_CONTEXT": target.context,
+        "CC_TARGET_DEVICES": "&".join(d for d in target.callee_devices if d.startswith("PJSIP/")),
         "CC_CALLER_NUM": target.caller.number,
         "CC_CALLER_NAME": target.caller.name,
         "CC_CALLER_ENDPOINT": target.device.removeprefix("PJSIP/"),

@@ -75,6 +75,7 @@ class Target:
     context: Context
     caller: Extension
     device: Device
+    callee_devices: tuple[Device, ...]
     endpoint: str
     """The trunk's endpoint, if the callee is beyond one: through it goes the CC call."""
 
@@ -580,7 +581,14 @@ class CompletionService:
             request = self.apply(request, machine.CallerAnswered(channel), now)
         caller = self._directory.extension(request.caller)
         endpoint = self._beyond.endpoint(request.monitor) if request.monitor else ""
-        return Target(request.callee, request.caller_context, caller, request.caller_devices[0], endpoint)
+        return Target(
+            callee=request.callee,
+            context=request.caller_context,
+            caller=caller,
+            device=request.caller_devices[0],
+            callee_devices=request.callee_devices,
+            endpoint=endpoint,
+        )
 
     def call_ended(self, recall_id: str, dialstatus: str, cause: int, now: float) -> Request:
         """The CC call of this recall is over."""

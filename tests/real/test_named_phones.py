@@ -22,6 +22,7 @@ PHONES = {
     "3000": "Dave",
 }
 BOB = 'extensions: {"2000": {name: Bob, device: PJSIP/bob-desk&PJSIP/bob-cordless}}\n'
+ALL = BOB.replace("}}\n", '}, "4500": {name: Carol, device: PJSIP/carol-desk}}\n')
 
 SITE = """\
 [general]
@@ -45,6 +46,9 @@ exten => _[13]000,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}},{ring}))
  same => n,Hangup(${{HANGUPCAUSE}})
 exten => _6X00,1,Set(CHANNEL(hangup_handler_push)=cc-hangup,s,1(2${{EXTEN:1}},PJSIP/bob-desk))
  same => n,Dial(PJSIP/bob-desk,{ring})
+; a handler that is told nothing
+exten => _4XXX,1,Set(CHANNEL(hangup_handler_push)=cc-hangup,s,1)
+ same => n,Dial(${{IF($[${{EXTEN}} = 4600]?PJSIP/bob-desk&PJSIP/carol-desk&PJSIP/3000:PJSIP/carol-desk)}},{ring})
 ; one after the other
 exten => 2700,1,Dial(PJSIP/carol-desk,1)
  same => n,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring}))
@@ -155,6 +159,55 @@ def test_both_of_two(pbx: Named) -> None:
     assert pbx.recorded() == [("2222", ("PJSIP/bob-desk", "PJSIP/bob-cordless"), "CCBS")]
 
 
+# -- a hang-up handler that is told nothing, and Dial()
+
+
+def test_plain_dial(pbx: Named) -> None:
+    pbx.reconfigure(QUICK + ALL)
+    talk = pbx.uses_his_phone("carol-desk")
+    pbx.fails("4500")
+    assert pbx.recorded() == [("4500", ("PJSIP/carol-desk",), "CCBS")]
+    assert pbx.asks("1000") == "SUCCESS/"
+    pbx.phones["carol-desk"].answer = "ring"
+    talk.hangup()
+    pbx.connects(pbx.recalled(), "carol-desk").hangup()
+    pbx.ended("COMPLETED")
+
+
+def test_plain_dial_and_not_registered(pbx: Named) -> None:
+    """When she is called, and again at the call after the recall."""
+    pbx.reconfigure(QUICK + ALL)
+    pbx.phones["carol-desk"].unregister()
+    pbx.fails("4500")
+    assert pbx.recorded() == [("4500", ("PJSIP/carol-desk",), "CCNL")]
+    assert pbx.asks("1000") == "SUCCESS/"
+    pbx.phones["carol-desk"].register()
+    recall = pbx.recalled()
+    pbx.phones["carol-desk"].unregister()
+    recall.answer().wait_ended(10)
+    pbx.until(lambda: pbx.server.requests()[0].state == "QUEUED", "he keeps his place")
+    assert pbx.server.requests()[0].service == "CCNL"
+    pbx.phones["carol-desk"].register()
+    pbx.connects(pbx.recalled(), "carol-desk").hangup()
+    pbx.ended("COMPLETED")
+
+
+def test_a_group_of_them(pbx: Named) -> None:
+    pbx.reconfigure(QUICK + ALL)
+    for name in ("bob-desk", "carol-desk", "3000"):
+        pbx.phones[name].answer = "busy"
+    pbx.fails("4600")
+    [(number, devices, service)] = pbx.recorded()
+    assert (number, service) == ("4600", "CCBS")
+    assert set(devices) == {"PJSIP/bob-desk", "PJSIP/carol-desk", "PJSIP/3000"}
+
+
+def test_without_an_entry_nobody_knows_it_for_a_phone(pbx: Named) -> None:
+    pbx.phones["carol-desk"].answer = "busy"
+    pbx.fails("4500")
+    assert pbx.recorded() == [("4500", (), "CALLEE_NOT_WATCHABLE")]
+
+
 # -- forwarded
 
 
@@ -164,19 +217,24 @@ def forwards(call: Call, number: str) -> None:
 
 @pytest.mark.parametrize("number", ["2000", "6000"], ids=["cc-dial", "handler"])
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "given up"])
-def test_forwarded(pbx: Named, number: str, busy: bool) -> None:
+@pytest.mark.parametrize("to", ["3000", "carol-desk"])
+def test_forwarded(pbx: Named, number: str, busy: bool, to: str) -> None:
     """Who was rung is waited for, also by a caller who gave up while it rang."""
+    pbx.reconfigure(QUICK + ALL)
     call = pbx.phones["1000"].dial(number)
-    forwards(pbx.phones["bob-desk"].expect_call(), "53000")
-    his = pbx.phones["3000"].expect_call()
+    forwards(pbx.phones["bob-desk"].expect_call(), f"5{to}")
+    his = pbx.phones[to].expect_call()
     if busy:
         his.reject(486)
     else:
         his.ring()
-        call.wait_ringing().hangup()
+        pbx.until(
+            lambda: [x for x in pbx.site_lines(" is ringing") if "Local/" in x], "Asterisk has heard it"
+        )
+        call.hangup()
     call.wait_ended()
     pbx.until(pbx.offers, "it is on record")
-    assert pbx.recorded() == [("2000", ("PJSIP/3000",), "CCBS" if busy else "CCNR")]
+    assert pbx.recorded() == [("2000", (f"PJSIP/{to}",), "CCBS" if busy else "CCNR")]
 
 
 # -- more than one Dial() on a channel

@@ -79,7 +79,6 @@ def test_the_names_shared_with_the_server() -> None:
         "CC_POSITION",
         "CC_OUTCOME",
         "CC_GO_REASON",
-        "CC_TARGET_CONTEXT",
         "CC_TRUNK_STATUS",
         "CC_CANCELLED",
     }
