@@ -113,7 +113,8 @@ class Offers:
         offer = Offer(
             id=self._book.new_id(),
             caller=caller.number,
-            caller_devices=() if agent else caller.devices or (call.caller,),
+            # The one that called is the first: on its behalf the CC call is made.
+            caller_devices=() if agent else tuple(dict.fromkeys((call.caller, *caller.devices))),
             caller_context=call.context,
             callee=call.callee,
             callee_devices=devices,

@@ -24,6 +24,11 @@ PHONES = {
 BOB = 'extensions: {"2000": {name: Bob, device: PJSIP/bob-desk&PJSIP/bob-cordless}}\n'
 ALL = BOB.replace("}}\n", '}, "4500": {name: Carol, device: PJSIP/carol-desk}}\n')
 
+OWN = {
+    "bob-desk": "accountcode=desk\nlanguage=xx\n",
+    "bob-cordless": "accountcode=cordless\nlanguage=en_GB\n",
+}
+
 SITE = """\
 [general]
 [globals]
@@ -59,6 +64,9 @@ exten => 2800,1,Dial(PJSIP/carol-desk,1)
 exten => 2900,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}}@trunk,5))
  same => n,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring}))
  same => n,Hangup(${{HANGUPCAUSE}})
+exten => _03X00,1,Verbose(1,account ${{CHANNEL}} [${{CHANNEL(accountcode)}}] [${{CHANNEL(language)}}])
+ same => n,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:1}},{ring}))
+ same => n,Hangup(${{HANGUPCAUSE}})
 ; straight, and a call of one's own that stays up
 exten => _5.,1,Dial(PJSIP/${{EXTEN:1}},{ring})
 exten => 5555,1,Answer()
@@ -79,7 +87,7 @@ class Named(Bench):
         return SITE.format(port=self.port, dialplan=DIALPLAN, ring=ring, seen=SEEN, more=more)
 
     def configure(self) -> None:
-        phones = [Endpoint(name, person) for name, person in PHONES.items()]
+        phones = [Endpoint(name, person, extra=OWN.get(name, "")) for name, person in PHONES.items()]
         trunk = Trunk("trunk", "127.0.0.1", self.trunk_port)
         self.asterisk.configure(self.dialplan(), phones, [trunk])
 
@@ -235,6 +243,29 @@ def test_forwarded(pbx: Named, number: str, busy: bool, to: str) -> None:
     call.wait_ended()
     pbx.until(pbx.offers, "it is on record")
     assert pbx.recorded() == [("2000", (f"PJSIP/{to}",), "CCBS" if busy else "CCNR")]
+
+
+# -- a caller with two phones
+
+
+@pytest.mark.parametrize("caller", ["bob-desk", "bob-cordless"])
+@pytest.mark.parametrize("answers", ["bob-desk", "bob-cordless"])
+def test_a_caller_with_two_phones(pbx: Named, caller: str, answers: str) -> None:
+    """Both ring; the call is that of the phone he called from, and he is told in the language of this one."""
+    pbx.reconfigure(QUICK.replace("}", ", cc_recall_announce: beep}") + ALL)
+    talk = pbx.uses_his_phone("3000")
+    pbx.phones[caller].dial("03000").wait_status(486)
+    assert pbx.asks(caller) == "SUCCESS/"
+    pbx.forget("3000")
+    pbx.phones["3000"].answer = "ring"
+    talk.hangup()
+    calls = {name: pbx.recalled(name) for name in ("bob-desk", "bob-cordless")}
+    pbx.connects(calls[answers], "3000").hangup()
+    pbx.ended("COMPLETED")
+    said = {"bob-desk": "xx", "bob-cordless": "en_GB"}
+    account = caller.removeprefix("bob-")
+    assert f"[{account}] [{said[caller]}]" in pbx.site_lines("1,account Local/")[-1]
+    assert f"(language '{said[answers]}')" in pbx.site_lines("Playing 'beep")[-1]
 
 
 # -- more than one Dial() on a channel

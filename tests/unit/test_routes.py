@@ -359,6 +359,19 @@ def rung(world: FarWorld, **settings: object) -> tuple[dict[str, str], dict[str,
     )
 
 
+def test_the_phone_that_called_is_the_one_the_cc_call_is_made_for(world: FarWorld) -> None:
+    """Class of service, account and language are its own; all of his phones ring."""
+    id = "012345678901234"
+    world.directory.set("1000", ("PJSIP/desk", "PJSIP/cordless"))
+    world.service._new_recall_id = lambda: id
+    record(world, "PJSIP/cordless-00000001", "2000", "BUSY", "17", "PJSIP/2000")
+    ran(world, "request", "PJSIP/desk-00000002")
+    for device in "desk", "cordless", "2000":
+        world.set(device, IDLE)
+    assert ran(world, "recall", RECALL.format(id), id)["CC_DIAL"] == "PJSIP/cordless&PJSIP/desk"
+    assert ran(world, "answered", RECALL.format(id), id)["CC_CALLER_ENDPOINT"] == "cordless"
+
+
 def test_without_a_word_the_name_is_followed_by_callback(world: FarWorld) -> None:
     world.directory.set("2000")
     recall, answered = rung(world)
