@@ -67,6 +67,8 @@ exten => 2900,1,Gosub(cc-dial,s,1(PJSIP/${{EXTEN}}@trunk,5))
 exten => _03X00,1,Verbose(1,account ${{CHANNEL}} [${{CHANNEL(accountcode)}}] [${{CHANNEL(language)}}])
  same => n,Gosub(cc-dial,s,1(PJSIP/${{EXTEN:1}},{ring}))
  same => n,Hangup(${{HANGUPCAUSE}})
+exten => 2950,1,Gosub(cc-dial,s,1(Local/53000@site,{ring}))
+ same => n,Hangup()
 ; straight, and a call of one's own that stays up
 exten => _5.,1,Dial(PJSIP/${{EXTEN:1}},{ring})
 exten => 5555,1,Answer()
@@ -165,6 +167,14 @@ def test_both_of_two(pbx: Named) -> None:
     pbx.phones["bob-desk"].answer = pbx.phones["bob-cordless"].answer = "busy"
     pbx.fails("2222")
     assert pbx.recorded() == [("2222", ("PJSIP/bob-desk", "PJSIP/bob-cordless"), "CCBS")]
+
+
+def test_what_is_dialled_is_no_phone(pbx: Named) -> None:
+    """And no line of the log complains of it."""
+    pbx.phones["3000"].answer = "busy"
+    pbx.fails("2950")
+    assert pbx.recorded() == [("2950", (), "CALLEE_NOT_WATCHABLE")]
+    assert not [line for line in pbx.site_lines("") if "ERROR[" in line or "WARNING[" in line]
 
 
 # -- a hang-up handler that is told nothing, and Dial()
