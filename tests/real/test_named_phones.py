@@ -255,6 +255,44 @@ def test_forwarded(pbx: Named, number: str, busy: bool, to: str) -> None:
     assert pbx.recorded() == [("2000", (f"PJSIP/{to}",), "CCBS" if busy else "CCNR")]
 
 
+# -- what runs when a sub of ours is left
+
+
+SLOW = """
+[{context}](+)
+exten => slow,1,Gosub({context},slower,1)
+exten => slower,1,Wait(30)
+[outer]
+exten => s,1,Answer()
+ same => n,Set(TIMEOUT(absolute)={absolute})
+ same => n,Gosub({context},slow,1)
+exten => h,1,Verbose(1,outer-h ran)
+exten => T,1,Verbose(1,outer-T ran)
+ same => n,Hangup()
+[site](+)
+exten => 2960,1,Goto(outer,s,1)
+"""
+SUBS = ("cc-agi", "cc-ask", "cc-callid", "cc-offer", "cc-say", "cc-sounds", "cc-tried")
+
+
+@pytest.mark.parametrize("context", SUBS)
+def test_the_sites_own_h_is_run(pbx: Named, context: str) -> None:
+    """However deep we are."""
+    pbx.asterisk.reload_dialplan(pbx.dialplan(more=SLOW.format(context=context, absolute=0)))
+    call = pbx.phones["1000"].dial("2960").wait_answered()
+    pbx.until(lambda: pbx.site_lines("[slower@"), "we are there")
+    call.hangup().wait_ended()
+    pbx.until(lambda: pbx.site_lines("outer-h ran"), "its h ran")
+
+
+@pytest.mark.parametrize("context", SUBS[1:])
+def test_the_sites_own_timeout_is_run(pbx: Named, context: str) -> None:
+    """But for [cc-agi], which has one of its own."""
+    pbx.asterisk.reload_dialplan(pbx.dialplan(more=SLOW.format(context=context, absolute=1)))
+    pbx.phones["1000"].dial("2960").wait_answered().wait_ended(3)
+    assert pbx.site_lines("outer-T ran") and pbx.site_lines("outer-h ran")
+
+
 # -- a caller with two phones
 
 
