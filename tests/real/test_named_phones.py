@@ -69,6 +69,8 @@ exten => _03X00,1,Verbose(1,account ${{CHANNEL}} [${{CHANNEL(accountcode)}}] [${
  same => n,Hangup(${{HANGUPCAUSE}})
 exten => 2950,1,Gosub(cc-dial,s,1(Local/53000@site,{ring}))
  same => n,Hangup()
+exten => 2010,1,Gosub(cc-dial,s,1(PJSIP/bob-cordless,{ring},T))
+ same => n,Hangup()
 ; straight, and a call of one's own that stays up
 exten => _5.,1,Dial(PJSIP/${{EXTEN:1}},{ring})
 exten => 5555,1,Answer()
@@ -89,7 +91,10 @@ class Named(Bench):
         return SITE.format(port=self.port, dialplan=DIALPLAN, ring=ring, seen=SEEN, more=more)
 
     def configure(self) -> None:
-        phones = [Endpoint(name, person, extra=OWN.get(name, "")) for name, person in PHONES.items()]
+        phones = [
+            Endpoint(name, person if name != "bob-cordless" else "", extra=OWN.get(name, ""))
+            for name, person in PHONES.items()
+        ]
         trunk = Trunk("trunk", "127.0.0.1", self.trunk_port)
         self.asterisk.configure(self.dialplan(), phones, [trunk])
 
@@ -314,6 +319,24 @@ def test_a_caller_with_two_phones(pbx: Named, caller: str, answers: str) -> None
     account = caller.removeprefix("bob-")
     assert f"[{account}] [{said[caller]}]" in pbx.site_lines("1,account Local/")[-1]
     assert f"(language '{said[answers]}')" in pbx.site_lines("Playing 'beep")[-1]
+
+
+# -- the callee, in the caller's hands
+
+
+def test_transferred_by_a_key(pbx: Named) -> None:
+    """He goes to where the caller's calls go; as he has no number of his own, he has that which was dialled."""
+    pbx.phones["bob-cordless"].answer = "answer"
+    call = pbx.phones["1000"].dial("2010").wait_answered()
+    pbx.until(lambda: len(pbx.site_lines("joined 'simple_bridge'")) == 2, "they are joined")
+    call.dtmf("#")
+    pbx.until(lambda: "pbx-transfer" in pbx.played(), "he is asked for the number")
+    for digit in "3000":
+        call.dtmf(digit)
+    his = pbx.phones["3000"].expect_call(8)
+    assert his.from_number == "2010"
+    call.wait_ended()
+    his.reject(486)
 
 
 # -- more than one Dial() on a channel

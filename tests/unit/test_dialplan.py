@@ -99,9 +99,14 @@ def test_a_reason_that_is_told_in_words_is_one_of_the_servers() -> None:
 
 
 def test_no_pattern_ends_open_but_that_of_a_feature_code() -> None:
-    """Whatever matches ``.`` or ``!`` matches a newline too; that one checks its tail before all else."""
+    """Whatever matches ``.`` or ``!`` matches a newline too; that one checks its tail before all else.
+
+    And but for that of [cc-dial], whither nothing goes that was not checked.
+    """
     patterns = re.findall(r"^exten => (_.+?),(?:1|hint),", code(TEXT), re.MULTILINE)
-    open_ended = [p for p in patterns if p.endswith((".", "!"))]
+    open_ended = [p for p in patterns if p.endswith((".", "!")) and p != "_[0-9*#+]!"]
+    assert len(open_ended) == len([p for p in patterns if p.endswith((".", "!"))]) - 1
+    assert " same => n,GotoIf($[${cc_good}]?${cc_exten},1)\n" in TEXT
     assert [re.findall(r"CC_CODE_\w+", p)[0] for p in open_ended] == ["CC_CODE_CANCEL", "CC_CODE_LAMP"]
 
 
