@@ -71,6 +71,13 @@ exten => 2950,1,Gosub(cc-dial,s,1(Local/53000@site,{ring}))
  same => n,Hangup()
 exten => 2010,1,Gosub(cc-dial,s,1(PJSIP/bob-cordless,{ring},T))
  same => n,Hangup()
+exten => 2020,1,Answer()
+ same => n,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring},d))
+ same => n,Hangup()
+exten => 7,1,Verbose(1,left by 7)
+ same => n,Hangup()
+exten => 2030,1,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring},F))
+ same => n,Hangup()
 ; straight, and a call of one's own that stays up
 exten => _5.,1,Dial(PJSIP/${{EXTEN:1}},{ring})
 exten => 5555,1,Answer()
@@ -337,6 +344,25 @@ def test_transferred_by_a_key(pbx: Named) -> None:
     assert his.from_number == "2010"
     call.wait_ended()
     his.reject(486)
+
+
+def test_left_by_a_key(pbx: Named) -> None:
+    """By Dial's option d, and for the site's own extension."""
+    call = pbx.phones["1000"].dial("2020").wait_answered()
+    pbx.phones["bob-desk"].expect_call().ring()
+    call.dtmf("7").wait_ended()
+    assert pbx.site_lines("left by 7")
+
+
+def test_a_callee_who_goes_on_has_called_nobody(pbx: Named) -> None:
+    """Dial's option F: the caller hangs up, and the callee is in the dialplan."""
+    pbx.phones["bob-desk"].answer = "answer"
+    call = pbx.phones["1000"].dial("2030").wait_answered()
+    his = pbx.phones["bob-desk"].expect_call().wait_answered()
+    call.hangup()
+    his.wait_ended()
+    assert [line for line in pbx.site_lines("[s@cc-dial:") if "PJSIP/bob-desk-" in line]
+    assert not pbx.site_lines("/record") and not pbx.offers()
 
 
 # -- more than one Dial() on a channel
