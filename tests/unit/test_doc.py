@@ -360,7 +360,7 @@ def test_the_dialplan_examples(number: int, tmp_path: Path) -> None:
 
 
 def test_how_many_dialplan_examples_there_are_and_that_one_is_complete() -> None:
-    assert len(DIALPLANS) == 6 + 2  # of the README, of the trunks' page
+    assert len(DIALPLANS) == 7 + 2  # of the README, of the trunks' page
     assert all(word in DIALPLANS[0] for word in ("include => cc-features", "cc-dial", "#include"))
     installed = re.search(r'#include "/opt/fastagi/(.+)/\*\.conf"', DIALPLANS[0])
     data_files = configparser.ConfigParser()
