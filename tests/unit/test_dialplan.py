@@ -18,7 +18,6 @@ CONTEXTS = {
     "cc-ask",
     "cc-call",
     "cc-callid",
-    "cc-cause",
     "cc-dial",
     "cc-features",
     "cc-hangup",
