@@ -78,6 +78,8 @@ exten => 7,1,Verbose(1,left by 7)
  same => n,Hangup()
 exten => 2030,1,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring},F))
  same => n,Hangup()
+exten => 2040,1,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring},,+49*1#))
+ same => n,Hangup()
 ; straight, and a call of one's own that stays up
 exten => _5.,1,Dial(PJSIP/${{EXTEN:1}},{ring})
 exten => 5555,1,Answer()
@@ -167,6 +169,14 @@ def test_it_fails_otherwise(pbx: Named, answer: str, ring: int, service: str) ->
     pbx.phones["bob-desk"].answer = answer
     pbx.fails("2000")
     assert pbx.recorded() == [("2000", ("PJSIP/bob-desk",), service)]
+
+
+def test_whatever_a_number_is_made_of(pbx: Named) -> None:
+    """cc-dial dials from an extension of that name."""
+    pbx.phones["bob-desk"].answer = "busy"
+    pbx.fails("2040")
+    assert pbx.recorded() == [("+49*1#", ("PJSIP/bob-desk",), "CCBS")]
+    assert pbx.site_lines("[+49*1#@cc-dial:")
 
 
 def test_not_registered(pbx: Named) -> None:
