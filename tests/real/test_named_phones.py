@@ -80,6 +80,8 @@ exten => 2030,1,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring},F))
  same => n,Hangup()
 exten => 2040,1,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring},,+49*1#))
  same => n,Hangup()
+exten => 2050,1,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring},I,2000))
+ same => n,Hangup(${{HANGUPCAUSE}})
 ; straight, and a call of one's own that stays up
 exten => _5.,1,Dial(PJSIP/${{EXTEN:1}},{ring})
 exten => 5555,1,Answer()
@@ -255,7 +257,7 @@ def forwards(call: Call, number: str) -> None:
     call.reject(302, {"Contact": f"<sip:{number}@127.0.0.1>"})
 
 
-@pytest.mark.parametrize("number", ["2000", "6000"], ids=["cc-dial", "handler"])
+@pytest.mark.parametrize("number", ["2000", "2050", "6000"], ids=["cc-dial", "option I", "handler"])
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "given up"])
 @pytest.mark.parametrize("to", ["3000", "carol-desk"])
 def test_forwarded(pbx: Named, number: str, busy: bool, to: str) -> None:
