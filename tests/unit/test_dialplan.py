@@ -87,7 +87,16 @@ def test_the_names_shared_with_the_server() -> None:
     assert ours - read == told | unread
     own = {n for n in read if n.startswith(("CC_NOTE_", "CC_CODE_"))}
     theirs = {"CC_AGI", "CC_RECALL_ID", "CC_TRIES", "CC_TOLD", "CC_POLL_AGI", "CC_DIGIT", "CC_OUT_CALLID"}
-    theirs |= {"CC_ALERT", "CC_ASKED", "CC_OFFER_EXTEN", "CC_PHONE", "CC_SITE", "CC_NOTED", "CC_NO_SUCH", "CC_UP"}
+    theirs |= {
+        "CC_ALERT",
+        "CC_ASKED",
+        "CC_OFFER_EXTEN",
+        "CC_PHONE",
+        "CC_SITE",
+        "CC_NOTED",
+        "CC_NO_SUCH",
+        "CC_UP",
+    }
     assert read - ours - own == theirs
 
 
