@@ -92,11 +92,12 @@ def _cause(text: str) -> int:
     return int(text or 0)
 
 
-def _dialled(text: str, callee: Number) -> tuple[Device, ...] | None:
+def _dialled(text: str, callee: Number, is_phone: Callable[[Device], bool]) -> tuple[Device, ...] | None:
     """The devices a dial string rings, if all of them can be watched; None where there is no dial string.
 
     ``PJSIP/ep/sip:...`` and ``PJSIP/x@ep`` go through ``ep`` to somewhere else, and its state says nothing;
-    but ``PJSIP/2000/sip:...`` for extension 2000 is how PJSIP_DIAL_CONTACTS() names that phone itself.
+    but ``PJSIP/2000/sip:...`` for extension 2000 is how PJSIP_DIAL_CONTACTS() names that phone itself, and
+    ``PJSIP/x@ep`` is ``ep`` if that is a phone: by its name alone the dialplan takes it for a trunk.
     """
     if not text:
         return None
@@ -105,6 +106,10 @@ def _dialled(text: str, callee: Number) -> tuple[Device, ...] | None:
     for part in text.split("&"):
         if own and part.startswith(f"{own[0]}/"):
             found[own[0]] = None
+            continue
+        through = _THROUGH.fullmatch(part)
+        if through and through[2] and is_phone(Device(f"PJSIP/{through[2]}")):
+            found[Device(f"PJSIP/{through[2]}")] = None
             continue
         try:
             found[device(part)] = None
@@ -170,7 +175,7 @@ async def record(session: Session, service: CompletionService, ask: Ask) -> Vari
         caller=_caller(channel),
         context=context(call.arg(9) or call.context),
         callee=callee,
-        devices=_dialled(call.arg(4), callee),
+        devices=_dialled(call.arg(4), callee, service.is_phone),
         dialstatus=dialstatus,
         cause=cause,
         uniqueid=uniqueid,
@@ -300,7 +305,7 @@ async def answered(session: Session, service: CompletionService, ask: Ask) -> Va
         "CC_GO": "1",
         "CC_GO_REASON": "",
         "CC_TARGET_EXTEN": target.callee,
-        "CC_TARGET_CONTEXT": target.context,
+        "CC_TARGET_DEVICES": "&".join(d for d in target.callee_devices if d.startswith("PJSIP/")),
         "CC_CALLER_NUM": target.caller.number,
         "CC_CALLER_NAME": target.caller.name,
         "CC_CALLER_ENDPOINT": target.device.removeprefix("PJSIP/"),

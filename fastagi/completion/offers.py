@@ -86,9 +86,14 @@ class Offers:
             call_in = call.call_in or self._beyond.call_id(agent, False, call.callee, call.caller_id)
         caller = self._beyond.caller(agent, call_in) if agent else self.who(call.caller)
         old = self._book.offer_of_call(call.uniqueid, call.callee)
-        if old is not None and old.caller == caller.number and now < old.offer_ends:
+        if old is not None and (old.caller != caller.number or old.offer_ends <= now):
+            old = None
+        if old is not None and (old.service or old.reason == "COMPLETED"):
             return old
         callee = self._directory.extension(call.callee)
+        if call.devices is None and call.cause == 1 and callee.devices:
+            # Nothing was tried, and Asterisk has no phone of that name. His have other names, and are away.
+            call = replace(call, cause=3)
         monitor = self._beyond.trunk(Device(call.through)) if call.through else ""
         service = machine.service_of(call.dialstatus, call.cause)
         watched = () if monitor or not call.callee else self._watched(call, callee, service)
@@ -100,11 +105,16 @@ class Offers:
         reason = self._not_offered(call, caller, callee, bool(watched or monitor), service)
         if not reason and (callee.number == caller.number or (watched and not devices)):
             reason = "CALLER_IS_CALLEE"
+        if old is not None:
+            if (old.reason, old.call_out) == (reason, call_out):
+                return old
+            self._forget(old)  # the call has gone on to another line or phone, and now that has failed
         self._make_room(caller.number, now)
         offer = Offer(
             id=self._book.new_id(),
             caller=caller.number,
-            caller_devices=() if agent else caller.devices or (call.caller,),
+            # The one that called is the first: on its behalf the CC call is made.
+            caller_devices=() if agent else tuple(dict.fromkeys((call.caller, *caller.devices))),
             caller_context=call.context,
             callee=call.callee,
             callee_devices=devices,

@@ -76,6 +76,7 @@ class Target:
     context: Context
     caller: Extension
     device: Device
+    callee_devices: tuple[Device, ...]
     endpoint: str
     """The trunk's endpoint, if the callee is beyond one: through it goes the CC call."""
 
@@ -281,6 +282,11 @@ class CompletionService:
     def settings(self, number: Number) -> Settings:
         """Those of an extension."""
         return self._directory.extension(number).settings
+
+    def is_phone(self, device: Device) -> bool:
+        """Whether an entry names this device, so that it is a phone, whatever it is called."""
+        owner = self._directory.of_device(device)
+        return owner is not None and device in owner.devices
 
     def ring(self, request: Request) -> float:
         """Seconds that the caller rings at his recall."""
@@ -594,7 +600,14 @@ class CompletionService:
             request = self.apply(request, machine.CallerAnswered(channel), now)
         caller = self._directory.extension(request.caller)
         endpoint = self._beyond.endpoint(request.monitor) if request.monitor else ""
-        return Target(request.callee, request.caller_context, caller, request.caller_devices[0], endpoint)
+        return Target(
+            callee=request.callee,
+            context=request.caller_context,
+            caller=caller,
+            device=request.caller_devices[0],
+            callee_devices=request.callee_devices,
+            endpoint=endpoint,
+        )
 
     def call_ended(self, recall_id: str, dialstatus: str, cause: int, now: float) -> Request:
         """The CC call of this recall is over."""

@@ -8,8 +8,9 @@ import pytest
 
 from fastagi.agi import routes
 from fastagi.agi.wire import command
-from fastagi.completion.model import Number, Service, Settings
-from tests.unit.rules import IDLE, IN_USE
+from fastagi.completion.model import Context, Number, Service, Settings
+from fastagi.completion.offers import FailedCall
+from tests.unit.rules import IDLE, IN_USE, phone
 from tests.unit.scripts import Script, ran
 from tests.unit.test_far_rules import FarWorld, check
 
@@ -272,6 +273,77 @@ def test_in_the_call_after_a_recall_nobody_is_asked(world: FarWorld) -> None:
     assert record(world, channel, *args) == {"CC_OFFERED": "0", "CC_REASON": "RETAINED", "CC_ACK": "1"}
 
 
+# ------------------------------------------------------------------------------------------------ the call
+
+
+def test_a_phone_that_an_entry_names_is_no_trunk(world: FarWorld) -> None:
+    """The hang-up handler cannot tell the two from each other by their names."""
+    world.directory.set("2000", ("PJSIP/bob-desk", "PJSIP/bob-cordless"))
+    world.directory.set("2001", ("PJSIP/carol-desk",))
+    rung = {
+        "PJSIP/2000@bob-desk": ("PJSIP/bob-desk",),
+        "PJSIP/2600@bob-desk&PJSIP/2600@carol-desk&PJSIP/2100": (
+            "PJSIP/bob-desk",
+            "PJSIP/carol-desk",
+            phone("2100"),
+        ),
+        "PJSIP/2000@elsewhere": (),
+        "PJSIP/2600@bob-desk&PJSIP/2600@elsewhere": (),
+        # By its name alone no endpoint is a phone that is called through.
+        "PJSIP/2600@2100": (),
+    }
+    for string, devices in rung.items():
+        record(world, PHONE, "2600", "BUSY", "17", string)
+        assert world.store.offers[max(world.store.offers)].callee_devices == devices
+
+
+def test_who_has_other_devices_is_away_where_nothing_was_tried(world: FarWorld) -> None:
+    world.directory.set("2000", ("PJSIP/bob-desk",))
+    assert record(world, PHONE, "2000", "CHANUNAVAIL", "1", "")["CC_SERVICE"] == "CCNL"
+    for number, string in (("2001", ""), ("2000", "PJSIP/bob-desk")):
+        assert record(world, PHONE, number, "CHANUNAVAIL", "1", string)["CC_REASON"] == "NO_SUCH_NUMBER"
+
+
+def test_a_second_attempt_counts_where_the_first_is_not_offered(world: FarWorld) -> None:
+    """The first line was congested; by the second he was reached, and is busy."""
+    world.fails("1000", "2000", "CONGESTION", 34, uniqueid="1.1")
+    world.fails("1000", "2000", "BUSY", 17, uniqueid="1.1")
+    assert world.told()[-2:] == ["saved: offer 2", "-> offer 2 CCBS"]
+    assert list(world.store.offers) == [2]
+    world.fails("1000", "2000", "CANCEL", 0, uniqueid="1.1")
+    assert world.told() == ["-> offer 2 CCBS"]
+
+
+def test_a_call_that_led_to_talk_is_not_offered_anew(world: FarWorld) -> None:
+    world.fails("1000", "2000", uniqueid="1.1")
+    world.asks("1000")
+    world.set("2000", IDLE)
+    world.taken("r1")
+    world.answered("r1")
+    world.call_over("r1", "ANSWER", 16)
+    world.told()
+    world.fails("1000", "2000", "CANCEL", 0, uniqueid="1.1")
+    assert world.told() == ["-> not offered: COMPLETED"]
+
+
+def test_two_lines_to_another_pbx(world: FarWorld) -> None:
+    """Each attempt is a call of its own to the PBX there, and it is the latest that may still be offered."""
+    call = FailedCall(
+        caller=phone("1000"),
+        context=Context("phones"),
+        callee=Number("2500"),
+        devices=(),
+        dialstatus="BUSY",
+        cause=17,
+        uniqueid="1.1",
+        through="PJSIP/mxone",
+    )
+    for call_out in "out-1", "out-2", "out-2":
+        world.service.offer(replace(call, call_out=call_out), world.said)
+    assert world.told()[-3:] == ["saved: offer 2", *["-> not offered: CALLEE_NOT_WATCHABLE"] * 2]
+    assert [offer.call_out for offer in world.store.offers.values()] == ["out-2"]
+
+
 # ------------------------------------------------------------------------------------------------ the recall
 
 
@@ -285,6 +357,19 @@ def rung(world: FarWorld, **settings: object) -> tuple[dict[str, str], dict[str,
     return dict(ran(world, "recall", RECALL.format(id), id)), dict(
         ran(world, "answered", RECALL.format(id), id)
     )
+
+
+def test_the_phone_that_called_is_the_one_the_cc_call_is_made_for(world: FarWorld) -> None:
+    """Class of service, account and language are its own; all of his phones ring."""
+    id = "012345678901234"
+    world.directory.set("1000", ("PJSIP/desk", "PJSIP/cordless"))
+    world.service._new_recall_id = lambda: id
+    record(world, "PJSIP/cordless-00000001", "2000", "BUSY", "17", "PJSIP/2000")
+    ran(world, "request", "PJSIP/desk-00000002")
+    for device in "desk", "cordless", "2000":
+        world.set(device, IDLE)
+    assert ran(world, "recall", RECALL.format(id), id)["CC_DIAL"] == "PJSIP/cordless&PJSIP/desk"
+    assert ran(world, "answered", RECALL.format(id), id)["CC_CALLER_ENDPOINT"] == "cordless"
 
 
 def test_without_a_word_the_name_is_followed_by_callback(world: FarWorld) -> None:

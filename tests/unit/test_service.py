@@ -329,8 +329,8 @@ def test_the_devices_of_an_entry_are_watched_and_rung(world: World) -> None:
     world.set("b2", IDLE)
     world.taken("r1")
     world.answered("r1")
-    assert "-> ring PJSIP/desk&PJSIP/soft for 20 s" in world.events
-    assert world.told()[-1] == "-> call 2000 in phones for PJSIP/desk"
+    assert "-> ring PJSIP/soft&PJSIP/desk for 20 s" in world.events
+    assert world.told()[-1] == "-> call 2000 in phones for PJSIP/soft"
 
 
 def test_pending_shows_his_own_oldest_first(world: World) -> None:
