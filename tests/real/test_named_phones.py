@@ -12,7 +12,7 @@ from tests.lab.asterisk import Trunk
 from tests.lab.install import ensure_asterisk
 from tests.lab.phone import Call
 from tests.lab.server import DIALPLAN
-from tests.real.bench import QUICK, SEEN, Bench
+from tests.real.bench import HEAD, QUICK, SEEN, Bench
 
 PHONES = {
     "1000": "Alice",
@@ -29,17 +29,7 @@ OWN = {
     "bob-cordless": "accountcode=cordless\nlanguage=en_GB\n",
 }
 
-SITE = """\
-[general]
-[globals]
-CC_AGI=agi://127.0.0.1:{port}
-#include "{dialplan}/*.conf"
-
-[phones]
-include => cc-features
-include => site
-exten => h,1,{seen}
-
+SITE = HEAD + """
 [site]
 exten => 2000,1,Gosub(cc-dial,s,1(PJSIP/bob-desk,{ring}))
  same => n,Hangup(${{HANGUPCAUSE}})
@@ -109,21 +99,12 @@ class Named(Bench):
         trunk = Trunk("trunk", "127.0.0.1", self.trunk_port)
         self.asterisk.configure(self.dialplan(), phones, [trunk])
 
-    def fails(self, number: str, caller: str = "1000") -> Call:
-        """A call that fails by itself; answers it once it is on record."""
-        before = len(self.offers())
-        call = self.phones[caller].dial(number).wait_ended(8)
-        self.until(lambda: len(self.offers()) == before + 1, "it is on record")
-        for phone in self.phones:
-            self.forget(phone)
-        return call
-
     def uses_his_phone(self, name: str) -> Call:
         """A call of his own, during which others meet busy."""
         self.phones[name].answer = "busy"
         return self.phones[name].dial("5555").wait_answered()
 
-    def recorded(self) -> list[tuple[str, tuple[str, ...], str]]:
+    def on_record(self) -> list[tuple[str, tuple[str, ...], str]]:
         """What is on record: for whom, by which devices, and for what or why not."""
         return [(o.callee, o.callee_devices, o.service or o.reason) for o in self.offers()]
 
@@ -135,119 +116,110 @@ def running_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield bench
 
 
-@pytest.fixture
-def pbx(running_bench: Named, request: pytest.FixtureRequest) -> Iterator[Named]:
-    running_bench.fresh()
-    yield running_bench
-    if hasattr(request.node, "failed"):
-        print(running_bench.evidence())
-    running_bench.clear()
-
-
 # -- cc-dial
 
 
 @pytest.mark.parametrize("config", [QUICK, QUICK + BOB], ids=["no entry", "entry"])
-def test_busy(pbx: Named, config: str) -> None:
+def test_busy(bench: Named, config: str) -> None:
     """Only the phone that was rung is waited for, whatever the entry names."""
-    pbx.reconfigure(config)
-    talk = pbx.uses_his_phone("bob-desk")
-    pbx.fails("2000")
-    assert pbx.recorded() == [("2000", ("PJSIP/bob-desk",), "CCBS")]
-    assert pbx.asks("1000") == "SUCCESS/"
-    pbx.quiet("1000", 0.5)
-    pbx.phones["bob-desk"].answer = "ring"
+    bench.reconfigure(config)
+    talk = bench.uses_his_phone("bob-desk")
+    bench.fails("2000")
+    assert bench.on_record() == [("2000", ("PJSIP/bob-desk",), "CCBS")]
+    assert bench.asks("1000") == "SUCCESS/"
+    bench.quiet("1000", 0.5)
+    bench.phones["bob-desk"].answer = "ring"
     talk.hangup()
-    pbx.connects(pbx.recalled(), "bob-desk").hangup()
-    pbx.ended("COMPLETED")
+    bench.connects(bench.recalled(), "bob-desk").hangup()
+    bench.ended("COMPLETED")
 
 
 @pytest.mark.parametrize(
     ("answer", "ring", "service"),
     [("decline", 20, "CCNR"), ("ring", 1, "CCNR"), ("404", 20, "NO_SUCH_NUMBER")],
 )
-def test_it_fails_otherwise(pbx: Named, answer: str, ring: int, service: str) -> None:
-    pbx.asterisk.reload_dialplan(pbx.dialplan(ring))
-    pbx.phones["bob-desk"].answer = answer
-    pbx.fails("2000")
-    assert pbx.recorded() == [("2000", ("PJSIP/bob-desk",), service)]
+def test_it_fails_otherwise(bench: Named, answer: str, ring: int, service: str) -> None:
+    bench.asterisk.reload_dialplan(bench.dialplan(ring))
+    bench.phones["bob-desk"].answer = answer
+    bench.fails("2000")
+    assert bench.on_record() == [("2000", ("PJSIP/bob-desk",), service)]
 
 
-def test_whatever_a_number_is_made_of(pbx: Named) -> None:
+def test_whatever_a_number_is_made_of(bench: Named) -> None:
     """cc-dial dials from an extension of that name."""
-    pbx.phones["bob-desk"].answer = "busy"
-    pbx.fails("2040")
-    assert pbx.recorded() == [("+49*1#", ("PJSIP/bob-desk",), "CCBS")]
-    assert pbx.site_lines("[+49*1#@cc-dial:")
+    bench.phones["bob-desk"].answer = "busy"
+    bench.fails("2040")
+    assert bench.on_record() == [("+49*1#", ("PJSIP/bob-desk",), "CCBS")]
+    assert bench.site_lines("[+49*1#@cc-dial:")
 
 
-def test_not_registered(pbx: Named) -> None:
-    pbx.phones["bob-desk"].unregister()
-    pbx.fails("2000")
-    assert pbx.recorded() == [("2000", ("PJSIP/bob-desk",), "CCNL")]
+def test_not_registered(bench: Named) -> None:
+    bench.phones["bob-desk"].unregister()
+    bench.fails("2000")
+    assert bench.on_record() == [("2000", ("PJSIP/bob-desk",), "CCNL")]
 
 
-def test_both_of_two(pbx: Named) -> None:
-    pbx.phones["bob-desk"].answer = pbx.phones["bob-cordless"].answer = "busy"
-    pbx.fails("2222")
-    assert pbx.recorded() == [("2222", ("PJSIP/bob-desk", "PJSIP/bob-cordless"), "CCBS")]
+def test_both_of_two(bench: Named) -> None:
+    bench.phones["bob-desk"].answer = bench.phones["bob-cordless"].answer = "busy"
+    bench.fails("2222")
+    assert bench.on_record() == [("2222", ("PJSIP/bob-desk", "PJSIP/bob-cordless"), "CCBS")]
 
 
-def test_what_is_dialled_is_no_phone(pbx: Named) -> None:
+def test_what_is_dialled_is_no_phone(bench: Named) -> None:
     """And no line of the log complains of it."""
-    pbx.phones["3000"].answer = "busy"
-    pbx.fails("2950")
-    assert pbx.recorded() == [("2950", (), "CALLEE_NOT_WATCHABLE")]
-    assert not [line for line in pbx.site_lines("") if "ERROR[" in line or "WARNING[" in line]
+    bench.phones["3000"].answer = "busy"
+    bench.fails("2950")
+    assert bench.on_record() == [("2950", (), "CALLEE_NOT_WATCHABLE")]
+    assert not [line for line in bench.site_lines("") if "ERROR[" in line or "WARNING[" in line]
 
 
 # -- a hang-up handler that is told nothing, and Dial()
 
 
-def test_plain_dial(pbx: Named) -> None:
-    pbx.reconfigure(QUICK + ALL)
-    talk = pbx.uses_his_phone("carol-desk")
-    pbx.fails("4500")
-    assert pbx.recorded() == [("4500", ("PJSIP/carol-desk",), "CCBS")]
-    assert pbx.asks("1000") == "SUCCESS/"
-    pbx.phones["carol-desk"].answer = "ring"
+def test_plain_dial(bench: Named) -> None:
+    bench.reconfigure(QUICK + ALL)
+    talk = bench.uses_his_phone("carol-desk")
+    bench.fails("4500")
+    assert bench.on_record() == [("4500", ("PJSIP/carol-desk",), "CCBS")]
+    assert bench.asks("1000") == "SUCCESS/"
+    bench.phones["carol-desk"].answer = "ring"
     talk.hangup()
-    pbx.connects(pbx.recalled(), "carol-desk").hangup()
-    pbx.ended("COMPLETED")
+    bench.connects(bench.recalled(), "carol-desk").hangup()
+    bench.ended("COMPLETED")
 
 
-def test_plain_dial_and_not_registered(pbx: Named) -> None:
+def test_plain_dial_and_not_registered(bench: Named) -> None:
     """When she is called, and again at the call after the recall."""
-    pbx.reconfigure(QUICK + ALL)
-    pbx.phones["carol-desk"].unregister()
-    pbx.fails("4500")
-    assert pbx.recorded() == [("4500", ("PJSIP/carol-desk",), "CCNL")]
-    assert pbx.asks("1000") == "SUCCESS/"
-    pbx.phones["carol-desk"].register()
-    recall = pbx.recalled()
-    pbx.phones["carol-desk"].unregister()
+    bench.reconfigure(QUICK + ALL)
+    bench.phones["carol-desk"].unregister()
+    bench.fails("4500")
+    assert bench.on_record() == [("4500", ("PJSIP/carol-desk",), "CCNL")]
+    assert bench.asks("1000") == "SUCCESS/"
+    bench.phones["carol-desk"].register()
+    recall = bench.recalled()
+    bench.phones["carol-desk"].unregister()
     recall.answer().wait_ended(10)
-    pbx.until(lambda: pbx.server.requests()[0].state == "QUEUED", "he keeps his place")
-    assert pbx.server.requests()[0].service == "CCNL"
-    pbx.phones["carol-desk"].register()
-    pbx.connects(pbx.recalled(), "carol-desk").hangup()
-    pbx.ended("COMPLETED")
+    bench.until(lambda: bench.server.requests()[0].state == "QUEUED", "he keeps his place")
+    assert bench.server.requests()[0].service == "CCNL"
+    bench.phones["carol-desk"].register()
+    bench.connects(bench.recalled(), "carol-desk").hangup()
+    bench.ended("COMPLETED")
 
 
-def test_a_group_of_them(pbx: Named) -> None:
-    pbx.reconfigure(QUICK + ALL)
+def test_a_group_of_them(bench: Named) -> None:
+    bench.reconfigure(QUICK + ALL)
     for name in ("bob-desk", "carol-desk", "3000"):
-        pbx.phones[name].answer = "busy"
-    pbx.fails("4600")
-    [(number, devices, service)] = pbx.recorded()
+        bench.phones[name].answer = "busy"
+    bench.fails("4600")
+    [(number, devices, service)] = bench.on_record()
     assert (number, service) == ("4600", "CCBS")
     assert set(devices) == {"PJSIP/bob-desk", "PJSIP/carol-desk", "PJSIP/3000"}
 
 
-def test_without_an_entry_nobody_knows_it_for_a_phone(pbx: Named) -> None:
-    pbx.phones["carol-desk"].answer = "busy"
-    pbx.fails("4500")
-    assert pbx.recorded() == [("4500", (), "CALLEE_NOT_WATCHABLE")]
+def test_without_an_entry_nobody_knows_it_for_a_phone(bench: Named) -> None:
+    bench.phones["carol-desk"].answer = "busy"
+    bench.fails("4500")
+    assert bench.on_record() == [("4500", (), "CALLEE_NOT_WATCHABLE")]
 
 
 # -- forwarded
@@ -260,23 +232,23 @@ def forwards(call: Call, number: str) -> None:
 @pytest.mark.parametrize("number", ["2000", "2050", "6000"], ids=["cc-dial", "option I", "handler"])
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "given up"])
 @pytest.mark.parametrize("to", ["3000", "carol-desk"])
-def test_forwarded(pbx: Named, number: str, busy: bool, to: str) -> None:
+def test_forwarded(bench: Named, number: str, busy: bool, to: str) -> None:
     """Who was rung is waited for, also by a caller who gave up while it rang."""
-    pbx.reconfigure(QUICK + ALL)
-    call = pbx.phones["1000"].dial(number)
-    forwards(pbx.phones["bob-desk"].expect_call(), f"5{to}")
-    his = pbx.phones[to].expect_call()
+    bench.reconfigure(QUICK + ALL)
+    call = bench.phones["1000"].dial(number)
+    forwards(bench.phones["bob-desk"].expect_call(), f"5{to}")
+    his = bench.phones[to].expect_call()
     if busy:
         his.reject(486)
     else:
         his.ring()
-        pbx.until(
-            lambda: [x for x in pbx.site_lines(" is ringing") if "Local/" in x], "Asterisk has heard it"
+        bench.until(
+            lambda: [x for x in bench.site_lines(" is ringing") if "Local/" in x], "Asterisk has heard it"
         )
         call.hangup()
     call.wait_ended()
-    pbx.until(pbx.offers, "it is on record")
-    assert pbx.recorded() == [("2000", (f"PJSIP/{to}",), "CCBS" if busy else "CCNR")]
+    bench.until(bench.offers, "it is on record")
+    assert bench.on_record() == [("2000", (f"PJSIP/{to}",), "CCBS" if busy else "CCNR")]
 
 
 # -- what runs when a sub of ours is left
@@ -300,21 +272,21 @@ SUBS = ("cc-agi", "cc-ask", "cc-callid", "cc-offer", "cc-say", "cc-sounds", "cc-
 
 
 @pytest.mark.parametrize("context", SUBS)
-def test_the_sites_own_h_is_run(pbx: Named, context: str) -> None:
+def test_the_sites_own_h_is_run(bench: Named, context: str) -> None:
     """However deep we are."""
-    pbx.asterisk.reload_dialplan(pbx.dialplan(more=SLOW.format(context=context, absolute=0)))
-    call = pbx.phones["1000"].dial("2960").wait_answered()
-    pbx.until(lambda: pbx.site_lines("[slower@"), "we are there")
+    bench.asterisk.reload_dialplan(bench.dialplan(more=SLOW.format(context=context, absolute=0)))
+    call = bench.phones["1000"].dial("2960").wait_answered()
+    bench.until(lambda: bench.site_lines("[slower@"), "we are there")
     call.hangup().wait_ended()
-    pbx.until(lambda: pbx.site_lines("outer-h ran"), "its h ran")
+    bench.until(lambda: bench.site_lines("outer-h ran"), "its h ran")
 
 
 @pytest.mark.parametrize("context", SUBS[1:])
-def test_the_sites_own_timeout_is_run(pbx: Named, context: str) -> None:
+def test_the_sites_own_timeout_is_run(bench: Named, context: str) -> None:
     """But for [cc-agi], which has one of its own."""
-    pbx.asterisk.reload_dialplan(pbx.dialplan(more=SLOW.format(context=context, absolute=1)))
-    pbx.phones["1000"].dial("2960").wait_answered().wait_ended(3)
-    assert pbx.site_lines("outer-T ran") and pbx.site_lines("outer-h ran")
+    bench.asterisk.reload_dialplan(bench.dialplan(more=SLOW.format(context=context, absolute=1)))
+    bench.phones["1000"].dial("2960").wait_answered().wait_ended(3)
+    assert bench.site_lines("outer-T ran") and bench.site_lines("outer-h ran")
 
 
 # -- a caller with two phones
@@ -322,93 +294,93 @@ def test_the_sites_own_timeout_is_run(pbx: Named, context: str) -> None:
 
 @pytest.mark.parametrize("caller", ["bob-desk", "bob-cordless"])
 @pytest.mark.parametrize("answers", ["bob-desk", "bob-cordless"])
-def test_a_caller_with_two_phones(pbx: Named, caller: str, answers: str) -> None:
+def test_a_caller_with_two_phones(bench: Named, caller: str, answers: str) -> None:
     """Both ring; the call is that of the phone he called from, and he is told in the language of this one."""
-    pbx.reconfigure(QUICK.replace("}", ", cc_recall_announce: beep}") + ALL)
-    talk = pbx.uses_his_phone("3000")
-    pbx.phones[caller].dial("03000").wait_status(486)
-    assert pbx.asks(caller) == "SUCCESS/"
-    pbx.forget("3000")
-    pbx.phones["3000"].answer = "ring"
+    bench.reconfigure(QUICK.replace("}", ", cc_recall_announce: beep}") + ALL)
+    talk = bench.uses_his_phone("3000")
+    bench.phones[caller].dial("03000").wait_status(486)
+    assert bench.asks(caller) == "SUCCESS/"
+    bench.forget("3000")
+    bench.phones["3000"].answer = "ring"
     talk.hangup()
-    calls = {name: pbx.recalled(name) for name in ("bob-desk", "bob-cordless")}
-    pbx.connects(calls[answers], "3000").hangup()
-    pbx.ended("COMPLETED")
+    calls = {name: bench.recalled(name) for name in ("bob-desk", "bob-cordless")}
+    bench.connects(calls[answers], "3000").hangup()
+    bench.ended("COMPLETED")
     said = {"bob-desk": "xx", "bob-cordless": "en_GB"}
     account = caller.removeprefix("bob-")
-    assert f"[{account}] [{said[caller]}]" in pbx.site_lines("1,account Local/")[-1]
-    assert f"(language '{said[answers]}')" in pbx.site_lines("Playing 'beep")[-1]
+    assert f"[{account}] [{said[caller]}]" in bench.site_lines("1,account Local/")[-1]
+    assert f"(language '{said[answers]}')" in bench.site_lines("Playing 'beep")[-1]
 
 
 # -- the callee, in the caller's hands
 
 
-def test_transferred_by_a_key(pbx: Named) -> None:
+def test_transferred_by_a_key(bench: Named) -> None:
     """He goes to where the caller's calls go; as he has no number of his own, he has that which was dialled."""
-    pbx.phones["bob-cordless"].answer = "answer"
-    call = pbx.phones["1000"].dial("2010").wait_answered()
-    pbx.until(lambda: len(pbx.site_lines("joined 'simple_bridge'")) == 2, "they are joined")
+    bench.phones["bob-cordless"].answer = "answer"
+    call = bench.phones["1000"].dial("2010").wait_answered()
+    bench.until(lambda: len(bench.site_lines("joined 'simple_bridge'")) == 2, "they are joined")
     call.dtmf("#")
-    pbx.until(lambda: "pbx-transfer" in pbx.played(), "he is asked for the number")
+    bench.until(lambda: "pbx-transfer" in bench.played(), "he is asked for the number")
     for digit in "3000":
         call.dtmf(digit)
-    his = pbx.phones["3000"].expect_call(8)
+    his = bench.phones["3000"].expect_call(8)
     assert his.from_number == "2010"
     call.wait_ended()
     his.reject(486)
 
 
-def test_left_by_a_key(pbx: Named) -> None:
+def test_left_by_a_key(bench: Named) -> None:
     """By Dial's option d, and for the site's own extension."""
-    call = pbx.phones["1000"].dial("2020").wait_answered()
-    pbx.phones["bob-desk"].expect_call().ring()
+    call = bench.phones["1000"].dial("2020").wait_answered()
+    bench.phones["bob-desk"].expect_call().ring()
     call.dtmf("7").wait_ended()
-    assert pbx.site_lines("left by 7")
+    assert bench.site_lines("left by 7")
 
 
-def test_a_callee_who_goes_on_has_called_nobody(pbx: Named) -> None:
+def test_a_callee_who_goes_on_has_called_nobody(bench: Named) -> None:
     """Dial's option F: the caller hangs up, and the callee is in the dialplan."""
-    pbx.phones["bob-desk"].answer = "answer"
-    call = pbx.phones["1000"].dial("2030").wait_answered()
-    his = pbx.phones["bob-desk"].expect_call().wait_answered()
+    bench.phones["bob-desk"].answer = "answer"
+    call = bench.phones["1000"].dial("2030").wait_answered()
+    his = bench.phones["bob-desk"].expect_call().wait_answered()
     call.hangup()
     his.wait_ended()
-    assert [line for line in pbx.site_lines("[s@cc-dial:") if "PJSIP/bob-desk-" in line]
-    assert not pbx.site_lines("/record") and not pbx.offers()
+    assert [line for line in bench.site_lines("[s@cc-dial:") if "PJSIP/bob-desk-" in line]
+    assert not bench.site_lines("/record") and not bench.offers()
 
 
 # -- more than one Dial() on a channel
 
 
 @pytest.mark.parametrize("number", ["2700", "2800"], ids=["cc-dial", "handler"])
-def test_what_was_tried_before_is_of_no_matter(pbx: Named, number: str) -> None:
+def test_what_was_tried_before_is_of_no_matter(bench: Named, number: str) -> None:
     """Another phone was rung before; this call is for Bob."""
-    pbx.phones["bob-desk"].answer = "busy"
-    pbx.phones["1000"].dial(number).wait_ended(8)
-    pbx.until(pbx.offers, "it is on record")
-    assert [offer[1:] for offer in pbx.recorded()] == [(("PJSIP/bob-desk",), "CCBS")]
+    bench.phones["bob-desk"].answer = "busy"
+    bench.phones["1000"].dial(number).wait_ended(8)
+    bench.until(bench.offers, "it is on record")
+    assert [offer[1:] for offer in bench.on_record()] == [(("PJSIP/bob-desk",), "CCBS")]
     if number == "2700":
-        [line] = pbx.site_lines("1,keys ")
+        [line] = bench.site_lines("1,keys ")
         assert "PJSIP/bob-desk-" in line and "carol" not in line
-    assert not [line for line in pbx.site_lines("HangupCauseClear") if "WARNING" in line or "ERROR" in line]
+    assert not [line for line in bench.site_lines("HangupCauseClear") if "WARNING" in line or "ERROR" in line]
 
 
-def test_the_second_line_is_offered_where_the_first_was_not(pbx: Named) -> None:
-    pbx.another("trunk", port=pbx.trunk_port, answer="503")
-    talk = pbx.uses_his_phone("bob-desk")
-    pbx.phones["1000"].dial("2900").wait_status(486)
-    assert pbx.recorded() == [("2900", ("PJSIP/bob-desk",), "CCBS")]
-    assert pbx.asks("1000") == "SUCCESS/"
+def test_the_second_line_is_offered_where_the_first_was_not(bench: Named) -> None:
+    bench.another("trunk", port=bench.trunk_port, answer="503")
+    talk = bench.uses_his_phone("bob-desk")
+    bench.phones["1000"].dial("2900").wait_status(486)
+    assert bench.on_record() == [("2900", ("PJSIP/bob-desk",), "CCBS")]
+    assert bench.asks("1000") == "SUCCESS/"
     talk.hangup()
 
 
-def test_who_was_transferred_waits_for_the_one_he_did_not_reach(pbx: Named) -> None:
-    pbx.phones["bob-desk"].answer, pbx.phones["carol-desk"].answer = "answer", "busy"
-    call = pbx.phones["1000"].dial("2000").wait_answered()
-    his = pbx.phones["bob-desk"].expect_call().wait_answered()
-    pbx.until(lambda: len(pbx.site_lines("joined 'simple_bridge'")) == 2, "they are joined")
-    host = "{}:{}".format(*pbx.asterisk.sip_address)
+def test_who_was_transferred_waits_for_the_one_he_did_not_reach(bench: Named) -> None:
+    bench.phones["bob-desk"].answer, bench.phones["carol-desk"].answer = "answer", "busy"
+    call = bench.phones["1000"].dial("2000").wait_answered()
+    his = bench.phones["bob-desk"].expect_call().wait_answered()
+    bench.until(lambda: len(bench.site_lines("joined 'simple_bridge'")) == 2, "they are joined")
+    host = "{}:{}".format(*bench.asterisk.sip_address)
     his._ask("REFER", [("Refer-To", f"<sip:2500@{host}>"), ("Referred-By", f"<sip:x@{host}>")], "")
     call.wait_ended()
-    pbx.until(pbx.offers, "it is on record")
-    assert pbx.recorded() == [("2500", ("PJSIP/carol-desk",), "CCBS")]
+    bench.until(bench.offers, "it is on record")
+    assert bench.on_record() == [("2500", ("PJSIP/carol-desk",), "CCBS")]
