@@ -92,11 +92,11 @@ class Spool:
                 # Asterisk reads it and appends to it: it must own the file, or at least be of its group.
                 os.fchmod(fd, 0o660)
                 if os.geteuid() == 0:
-                    owner = self._spool.stat()
+                    owner = os.stat(self._spool)
                     os.fchown(fd, owner.st_uid, owner.st_gid)
+                os.rename(temp, f"{self._spool}/{name}")
             finally:
                 os.close(fd)
-            os.rename(temp, f"{self._spool}/{name}")
         except OSError as error:
             with suppress(OSError):
                 os.unlink(temp)

@@ -136,7 +136,6 @@ def test_who_hangs_up_while_he_is_told_has_asked(offering: Bench) -> None:
     hears(offering, "activated")
     call.hangup().wait_ended()
     assert offering.seen_in_h("1000", "2000")["request"] == "SUCCESS/"
-    offering.until(lambda: not [c for c in offering.asterisk.channels() if "PJSIP/1000" in c], "he is gone")
     assert len(offering.site_lines("1,site-h")) == 1
 
 
@@ -464,8 +463,8 @@ def test_announced_before_the_callee_is_dialled(bench: Bench, announce: str, sai
     assert not bench.played()
     recall.answer()
     call = bench.phones["2000"].expect_call(10)
+    dialled = bench.site_line("Called PJSIP/2000")
     lines = bench.site_lines("")
-    dialled = next(line for line in lines if "Called PJSIP/2000" in line)
     played = [line for line in lines if "Playing '" in line]
     assert bench.played() == said and all(lines.index(line) < lines.index(dialled) for line in played)
     call.answer()
