@@ -306,8 +306,8 @@ def test_a_break_while_the_other_phone_talks(
     assert world.rings() == ["ring 1000 for 2000: r1"]
 
 
-def test_a_restart_forgets_which_phone_was_put_down_and_waits_for_the_other(world: World) -> None:
-    """b1 was put down since, but the caller talked: only b1's instant knew, and nothing is guessed."""
+def put_down_while_the_caller_talked(world: World) -> None:
+    """b1 was put down since, b2 is in use: b1's turn has passed, and 1000 is still called for."""
     world.set("1000", IN_USE)
     world.set("b2", IN_USE)
     wants(world, *NO_REPLY)
@@ -315,6 +315,11 @@ def test_a_restart_forgets_which_phone_was_put_down_and_waits_for_the_other(worl
     world.wait(1)
     world.set("b1", IDLE)
     assert world.request(2).suspended
+
+
+def test_a_restart_forgets_which_phone_was_put_down_and_waits_for_the_other(world: World) -> None:
+    """Only b1's instant knew, and nothing is guessed."""
+    put_down_while_the_caller_talked(world)
     world.restart()
     world.set("1000", IDLE)
     world.wait(60)
@@ -324,12 +329,7 @@ def test_a_restart_forgets_which_phone_was_put_down_and_waits_for_the_other(worl
 
 
 def test_without_a_restart_it_is_known(world: World) -> None:
-    world.set("1000", IN_USE)
-    world.set("b2", IN_USE)
-    wants(world, *NO_REPLY)
-    world.set("b1", IN_USE)
-    world.wait(1)
-    world.set("b1", IDLE)
+    put_down_while_the_caller_talked(world)
     lost_and_found(world)
     world.set("1000", IDLE)
     assert world.rings() == ["ring 1000 for 2000: r1"]
