@@ -63,7 +63,8 @@ class Lamps:
         """Whatever was said over an older line may be lost."""
         # Not cleared: over that line something may still be on its way, and is taken off when it is answered.
         self._to_show = deque()
-        self._to_check = deque(self._wanted)
+        # What an older line has listed and could not be asked for any more is still to be looked at.
+        self._to_check = deque(dict.fromkeys((*self._to_check, *self._wanted)))
         self._missed = False
 
     def stop(self) -> None:

@@ -26,6 +26,19 @@ def say(lamps: Lamps, line: Listing) -> "Deferred[None]":
     return Deferred.fromCoroutine(lamps.say(line))
 
 
+def test_what_an_older_line_has_listed_is_looked_at_over_the_new_one() -> None:
+    lamps = Lamps(dark=lambda extension: "NOT_INUSE")
+    lamps.all_told()
+    older, newer = Listing(), Listing()
+    older.listed.callback(["Custom:CC4000", "Custom:CC5000"])
+    assert say(lamps, older).called and say(lamps, older).called
+    lamps.new_line()
+    while lamps.pending():
+        assert say(lamps, newer).called
+    assert older.set_to == [("DEVICE_STATE(Custom:CC4000)", "NOT_INUSE")]
+    assert newer.set_to == [("DEVICE_STATE(Custom:CC5000)", "NOT_INUSE")]
+
+
 def test_what_an_older_line_lists_late_is_listed_again_by_the_new_one() -> None:
     lamps = Lamps(dark=lambda extension: "NOT_INUSE")
     lamps.all_told()
