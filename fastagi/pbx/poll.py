@@ -27,12 +27,14 @@ OPEN_WITHIN = 5.0
 AGAIN_AFTER = 1.0
 """Seconds until one that was lost as soon as it was open is made anew, more later."""
 AT_MOST = 30.0
+"""Seconds, of both."""
 ANSWER_WITHIN = 5.0
 """Seconds for one answer: a command that fails inside Asterisk may get none."""
 SHUTDOWN_INTERVAL = 2.0
 AT_ONCE = 50_000
-"""Bytes of the names of custom device states that are asked for at once, and of all of them at most."""
+"""Bytes of the names of custom device states that are asked for at once."""
 MOST_NAMES = 100 * AT_ONCE
+"""Bytes of all of them that are read."""
 
 
 class Poller:

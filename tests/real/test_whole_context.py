@@ -221,11 +221,16 @@ def test_an_answered_call_is_not_recorded(bench: Plain) -> None:
     assert len(bench.offers()) == 1
 
 
-def test_who_was_transferred_waits_for_the_one_he_did_not_reach(bench: Plain) -> None:
+def talking(bench: Plain) -> tuple[Call, Call]:
+    """1000 has called 2000, and 3000 is busy: the caller's call, and the callee's."""
     bench.lines_are(HANGUP)
     bench.phones["2000"].answer, bench.phones["3000"].answer = "answer", "busy"
     call = bench.phones["1000"].dial("2000").wait_answered()
-    his = bench.phones["2000"].expect_call().wait_answered()
+    return call, bench.phones["2000"].expect_call().wait_answered()
+
+
+def test_who_was_transferred_waits_for_the_one_he_did_not_reach(bench: Plain) -> None:
+    call, his = talking(bench)
     bench.transfers(his, "3000")
     call.wait_ended()
     bench.recorded()
@@ -234,10 +239,7 @@ def test_who_was_transferred_waits_for_the_one_he_did_not_reach(bench: Plain) ->
 
 def test_a_callee_who_is_transferred(bench: Plain) -> None:
     """Then it is he who calls, and does not reach the third."""
-    bench.lines_are(HANGUP)
-    bench.phones["2000"].answer, bench.phones["3000"].answer = "answer", "busy"
-    call = bench.phones["1000"].dial("2000").wait_answered()
-    his = bench.phones["2000"].expect_call().wait_answered()
+    call, his = talking(bench)
     bench.transfers(call, "3000")
     his.wait_ended()
     bench.recorded()
